@@ -1,0 +1,1 @@
+//! What tests, drills and benchmarks are made of. Behind the feature `testing`, never part of a release.
