@@ -1,3 +1,16 @@
-//! The language that `api` and `worker` both speak.
+//! The language that `api` and `worker` both speak: ids, configuration, sealed content, the rows of chat, and the
+//! outbox with all of its SQL.
+//!
+//! Dependencies point one way. This crate knows no web framework, no job runtime and no HTTP client; what tests are
+//! made of is in `testing`, behind the feature of that name.
+
+pub mod chat;
+pub mod config;
+pub mod database;
+pub mod ids;
+pub mod outbox;
+pub mod seal;
+pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod token;

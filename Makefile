@@ -1,0 +1,48 @@
+# One profile and one feature set everywhere: what lint, test and demo build, they share.
+ALL := --workspace --all-features
+STACK := deploy/local/stack
+
+# Builds need no database: sqlx reads .sqlx, which `make lint` checks and `make sqlx` renews.
+export SQLX_OFFLINE := true
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up down build test lint deny fmt sqlx clean-local
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: build ## play a conversation against a real Synapse and show what arrived; leaves nothing running
+	@$(STACK) demo
+
+up: build ## start Postgres, Synapse, api and worker; addresses and secrets go to .local/stack.env
+	@$(STACK) up
+
+down: ## stop what `make up` started; its data stays
+	@$(STACK) down
+
+build: ## build the programs: api, worker, outboxctl
+	cargo build $(ALL) --bins
+
+test: ## run every test, on a Postgres and a Synapse of its own; TEST_ARGS go to cargo test
+	cargo test $(ALL) --no-run
+	$(STACK) test -- cargo test $(ALL) $(TEST_ARGS)
+
+lint: ## check format, lints, offline query data, dependencies and scripts
+	cargo fmt --all --check
+	deploy/local/dependencies.py
+	python3 -c 'import sys; [compile(open(name).read(), name, "exec") for name in sys.argv[1:]]' $(STACK) deploy/local/*.py
+	$(STACK) schema -- deploy/local/offline_data.py check
+
+deny: ## check advisories, licences and sources of all dependencies (needs cargo-deny)
+	@command -v cargo-deny >/dev/null || { echo 'cargo-deny is missing: cargo install --locked cargo-deny'; exit 1; }
+	cargo deny $(ALL) check
+
+fmt: ## format the Rust code
+	cargo fmt --all
+
+sqlx: ## renew .sqlx, the offline data of the queries, from the migrations
+	$(STACK) schema -- deploy/local/offline_data.py write
+
+clean-local: ## stop the local stack; delete its data and its Synapse
+	@$(STACK) clean
+	rm -rf .local

@@ -1,0 +1,76 @@
+//! Extractors whose refusals say which field is wrong and why.
+
+use std::{str::FromStr, sync::Arc};
+
+use axum::{
+    body::Bytes,
+    extract::{FromRequest, FromRequestParts, Path, Request},
+    http::{StatusCode, header, request::Parts},
+};
+use serde::de::DeserializeOwned;
+
+use crate::{
+    MAX_BODY_BYTES, State,
+    problem::{ApiError, FieldProblem},
+};
+
+/// A JSON body.
+#[derive(Debug)]
+pub(crate) struct JsonBody<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<State>> for JsonBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &Arc<State>) -> Result<Self, Self::Rejection> {
+        let is_json = request
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.split(';').next())
+            .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"));
+        if !is_json {
+            return Err(ApiError::UnsupportedMediaType);
+        }
+        let bytes = Bytes::from_request(request, state).await.map_err(|error| {
+            if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
+                let reason = format!("must be at most {MAX_BODY_BYTES} bytes");
+                ApiError::TooLarge(FieldProblem { field: "body".to_owned(), reason })
+            } else {
+                ApiError::BadJson("it could not be read to its end".to_owned())
+            }
+        })?;
+        parse(&bytes).map(Self)
+    }
+}
+
+/// Reads JSON. What is no JSON at all is told apart from a field that is wrong, a lone surrogate in a text included.
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let field = error.path().to_string();
+        let inner = error.inner();
+        if field == "." && !inner.is_data() {
+            ApiError::BadJson(inner.to_string())
+        } else {
+            let field = if field == "." { "body".to_owned() } else { field };
+            ApiError::Invalid(vec![FieldProblem { field, reason: inner.to_string() }])
+        }
+    })?;
+    reader.end().map_err(|error| ApiError::BadJson(error.to_string()))?;
+    Ok(value)
+}
+
+/// An id in the path.
+#[derive(Debug)]
+pub(crate) struct IdPath<T>(pub(crate) T);
+
+impl<T: FromStr> FromRequestParts<Arc<State>> for IdPath<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &Arc<State>) -> Result<Self, Self::Rejection> {
+        let Path(text) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|error| ApiError::invalid("path", error.to_string()))?;
+        text.parse().map(Self).map_err(|_| ApiError::invalid("path", format!("{text:?} is not a UUID")))
+    }
+}

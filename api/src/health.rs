@@ -1,0 +1,48 @@
+//! Health, metrics, and the measuring of requests.
+
+use std::{sync::Arc, time::Instant};
+
+use axum::{
+    Json, Router,
+    extract::{MatchedPath, Request, State as Extract},
+    middleware::Next,
+    response::Response,
+    routing::get,
+};
+use serde_json::{Value, json};
+
+use crate::{AppState, State, problem::ApiError};
+
+pub(crate) fn routes() -> Router<Arc<State>> {
+    Router::new()
+        .route("/health/live", get(live))
+        .route("/health/ready", get(ready))
+        .route("/metrics", get(metrics_text))
+}
+
+async fn live() -> Json<Value> {
+    Json(json!({"status": "live"}))
+}
+
+/// Ready when the database answers. Matrix is no part of it: with the homeserver down every request still succeeds.
+async fn ready(Extract(state): AppState) -> Result<Json<Value>, ApiError> {
+    sqlx::query!("select conversation_id from conversations limit 0").fetch_optional(&state.pool).await?;
+    Ok(Json(json!({"status": "ready"})))
+}
+
+async fn metrics_text(Extract(state): AppState) -> String {
+    state.metrics.render()
+}
+
+/// Counts and times requests by route, never by id.
+pub(crate) async fn measure(matched: Option<MatchedPath>, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let route = matched.map_or_else(|| "none".to_owned(), |path| path.as_str().to_owned());
+    let method = request.method().as_str().to_owned();
+    let response = next.run(request).await;
+    let status = response.status().as_u16().to_string();
+    metrics::counter!("http_requests_total", "route" => route.clone(), "method" => method, "status" => status)
+        .increment(1);
+    metrics::histogram!("http_request_duration_seconds", "route" => route).record(began.elapsed().as_secs_f64());
+    response
+}

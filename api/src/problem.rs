@@ -1,0 +1,247 @@
+//! Errors as clients see them: RFC 9457 `application/problem+json` with a stable `code`, all made in one table.
+
+use std::any::Any;
+
+use axum::{
+    Json,
+    extract::Request,
+    http::{HeaderValue, StatusCode, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use shared::{chat::ChatError, database, seal::SealError};
+use uuid::Uuid;
+
+/// How long a client should wait before it repeats a request that met an absent database, in seconds.
+const RETRY_AFTER_SECONDS: &str = "2";
+
+/// What is wrong with one field of a request.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct FieldProblem {
+    pub(crate) field: String,
+    pub(crate) reason: String,
+}
+
+/// Everything that a request can be refused with.
+#[derive(Debug)]
+pub(crate) enum ApiError {
+    /// No usable token.
+    Unauthorized(String),
+    /// What was asked for does not exist.
+    NotFound(&'static str),
+    /// The caller may not.
+    NotAMember,
+    /// No JSON at all.
+    BadJson(String),
+    /// Fields that are wrong.
+    Invalid(Vec<FieldProblem>),
+    /// A field, or the whole body, that is too large.
+    TooLarge(FieldProblem),
+    /// The body is not declared as JSON.
+    UnsupportedMediaType,
+    /// More is waiting in the conversation than is accepted.
+    LaneFull { limit: i32 },
+    /// The database is away.
+    Unavailable(sqlx::Error),
+    /// A fault of ours.
+    Internal(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl ApiError {
+    pub(crate) fn invalid(field: &str, reason: impl Into<String>) -> Self {
+        Self::Invalid(vec![FieldProblem { field: field.to_owned(), reason: reason.into() }])
+    }
+}
+
+impl From<sqlx::Error> for ApiError {
+    fn from(error: sqlx::Error) -> Self {
+        if database::is_unavailable(&error) { Self::Unavailable(error) } else { Self::Internal(error.into()) }
+    }
+}
+
+impl From<ChatError> for ApiError {
+    fn from(error: ChatError) -> Self {
+        match error {
+            ChatError::NoSuchConversation => Self::NotFound("conversation"),
+            ChatError::NoSuchMessage => Self::NotFound("message"),
+            ChatError::NotAMember => Self::NotAMember,
+            ChatError::NoSuchReplyTarget => Self::invalid("reply_to", error.to_string()),
+            ChatError::Seal(error) => error.into(),
+            ChatError::Database(error) => error.into(),
+        }
+    }
+}
+
+impl From<SealError> for ApiError {
+    fn from(error: SealError) -> Self {
+        Self::Internal(error.into())
+    }
+}
+
+/// The body of every error.
+#[derive(Debug, Serialize)]
+struct Problem {
+    r#type: String,
+    title: &'static str,
+    status: u16,
+    code: &'static str,
+    detail: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<FieldProblem>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_id: Option<Uuid>,
+}
+
+impl Problem {
+    fn new(status: StatusCode, code: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            r#type: format!("urn:matrix-outbox:problem:{code}"),
+            title,
+            status: status.as_u16(),
+            code,
+            detail: detail.into(),
+            errors: Vec::new(),
+            error_id: None,
+        }
+    }
+
+    fn with_errors(mut self, errors: Vec<FieldProblem>) -> Self {
+        self.errors = errors;
+        self
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, Json(self)).into_response();
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if status == StatusCode::SERVICE_UNAVAILABLE || status == StatusCode::TOO_MANY_REQUESTS {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Unauthorized(why) => Problem::new(
+                StatusCode::UNAUTHORIZED,
+                "unauthorized",
+                "No usable token",
+                format!("{why}; send `Authorization: Bearer <JWT>` with `sub` (a user's UUID) and `exp`"),
+            ),
+            Self::NotFound(what) => {
+                Problem::new(StatusCode::NOT_FOUND, "not_found", "Not found", format!("there is no such {what}"))
+            }
+            Self::NotAMember => Problem::new(
+                StatusCode::FORBIDDEN,
+                "not_a_member",
+                "Not a member",
+                "you are not a member of this conversation",
+            ),
+            Self::BadJson(why) => Problem::new(
+                StatusCode::BAD_REQUEST,
+                "bad_json",
+                "Not JSON",
+                format!("the body is not valid JSON: {why}"),
+            ),
+            Self::Invalid(errors) => {
+                let detail = errors
+                    .iter()
+                    .map(|error| format!("{}: {}", error.field, error.reason))
+                    .collect::<Vec<_>>()
+                    .join("; ");
+                Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", "Invalid request", detail).with_errors(errors)
+            }
+            Self::TooLarge(error) => Problem::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too_large",
+                "Too large",
+                format!("{}: {}", error.field, error.reason),
+            )
+            .with_errors(vec![error]),
+            Self::UnsupportedMediaType => Problem::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported_media_type",
+                "Not JSON",
+                "send the body with `Content-Type: application/json`",
+            ),
+            Self::LaneFull { limit } => Problem::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "lane_full",
+                "Too much is waiting",
+                format!("{limit} operations of this conversation are waiting for Matrix; try again later"),
+            ),
+            Self::Unavailable(error) => {
+                tracing::warn!(%error, "database unavailable");
+                unavailable()
+            }
+            Self::Internal(error) => internal(&*error),
+        }
+        .into_response()
+    }
+}
+
+fn unavailable() -> Problem {
+    Problem::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "unavailable",
+        "Temporarily unavailable",
+        "the database did not answer in time; nothing is known to be written, try again",
+    )
+}
+
+fn internal(error: &dyn std::error::Error) -> Problem {
+    let error_id = Uuid::new_v4();
+    tracing::error!(error.id = %error_id, %error, "request failed");
+    let mut problem = Problem::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "internal",
+        "Internal error",
+        "a fault of ours; its cause is in the log under error_id",
+    );
+    problem.error_id = Some(error_id);
+    problem
+}
+
+/// An unknown path.
+pub(crate) async fn no_such_route() -> ApiError {
+    ApiError::NotFound("path")
+}
+
+/// A known path asked in a way that it does not know.
+pub(crate) async fn method_not_allowed() -> Response {
+    Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        "Method not allowed",
+        "this path exists, but not with this method; see the header Allow",
+    )
+    .into_response()
+}
+
+/// The timeout layer answers without a body; clients get a problem like all others.
+pub(crate) async fn render_timeouts(request: Request, next: Next) -> Response {
+    let response = next.run(request).await;
+    let bare =
+        response.status() == StatusCode::SERVICE_UNAVAILABLE && !response.headers().contains_key(header::CONTENT_TYPE);
+    if bare { unavailable().into_response() } else { response }
+}
+
+/// A handler that panicked: logged under an id, and no neighbour notices.
+#[expect(clippy::needless_pass_by_value, reason = "the layer gives it by value")]
+pub(crate) fn panicked(payload: Box<dyn Any + Send + 'static>) -> Response {
+    let what = payload
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| payload.downcast_ref::<&str>().copied())
+        .unwrap_or("a panic without a text");
+    metrics::counter!("api_panics_total").increment(1);
+    internal(&std::io::Error::other(what.to_owned())).into_response()
+}

@@ -1,0 +1,170 @@
+//! A type for every id, so that no two of them can be mixed up.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+macro_rules! uuid_ids {
+    ($($(#[$doc:meta])* $name:ident;)+) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, sqlx::Type)]
+        #[serde(transparent)]
+        #[sqlx(transparent)]
+        pub struct $name(Uuid);
+
+        impl $name {
+            /// A new id: UUID v7, so that ids made later sort later.
+            pub fn generate() -> Self {
+                Self(Uuid::now_v7())
+            }
+
+            /// The bare UUID, for a statement's parameter.
+            pub const fn as_uuid(self) -> Uuid {
+                self.0
+            }
+        }
+
+        impl From<Uuid> for $name {
+            fn from(id: Uuid) -> Self {
+                Self(id)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = uuid::Error;
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                text.parse().map(Self)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    )+};
+}
+
+uuid_ids! {
+    /// A conversation.
+    ConversationId;
+    /// A message.
+    MessageId;
+    /// A user of ours: the subject of a token.
+    UserId;
+    /// An operation of the outbox: the transaction id of its send and the marker in its content.
+    OutboxId;
+    /// A lane: the conversation's own id for its chat, a call's id for that call's signalling.
+    LaneId;
+    /// A worker process. Fresh at every start, so that a predecessor's leases are never taken for its own.
+    WorkerId;
+}
+
+impl From<ConversationId> for LaneId {
+    /// The chat lane of a conversation.
+    fn from(id: ConversationId) -> Self {
+        Self(id.0)
+    }
+}
+
+macro_rules! matrix_ids {
+    ($($(#[$doc:meta])* $name:ident;)+) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, sqlx::Type)]
+        #[serde(transparent)]
+        #[sqlx(transparent)]
+        pub struct $name(String);
+
+        impl $name {
+            /// The id as Matrix writes it.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl From<String> for $name {
+            fn from(id: String) -> Self {
+                Self(id)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    )+};
+}
+
+matrix_ids! {
+    /// A Matrix event, as its homeserver named it.
+    EventId;
+    /// A Matrix room. Opaque: since room version 12 it names no server.
+    RoomId;
+}
+
+/// A Matrix user, `@localpart:server`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+#[serde(transparent)]
+pub struct MatrixUserId(String);
+
+impl MatrixUserId {
+    /// The Matrix account of one of our users: `@nova-<32 hex digits>:<our server>`.
+    pub fn of(user: UserId, server: &str) -> Self {
+        Self(format!("@nova-{}:{server}", user.0.simple()))
+    }
+
+    /// The id as Matrix writes it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The server's name: all that follows the first colon.
+    pub fn server(&self) -> &str {
+        self.0.split_once(':').map_or("", |(_, server)| server)
+    }
+}
+
+/// Why a text is no Matrix user id.
+#[derive(Debug, thiserror::Error)]
+#[error("must look like @name:server")]
+pub struct NotAMatrixUserId;
+
+impl FromStr for MatrixUserId {
+    type Err = NotAMatrixUserId;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (name, server) = text.strip_prefix('@').and_then(|rest| rest.split_once(':')).ok_or(NotAMatrixUserId)?;
+        let printable = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_graphic());
+        if printable(name) && printable(server) { Ok(Self(text.to_owned())) } else { Err(NotAMatrixUserId) }
+    }
+}
+
+impl fmt::Display for MatrixUserId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_users_are_written_with_plain_hex() -> Result<(), uuid::Error> {
+        let user: UserId = "550e8400-e29b-41d4-a716-446655440000".parse()?;
+        let matrix = MatrixUserId::of(user, "nova.test");
+        assert_eq!(matrix.as_str(), "@nova-550e8400e29b41d4a716446655440000:nova.test");
+        assert_eq!(matrix.server(), "nova.test");
+        Ok(())
+    }
+
+    #[test]
+    fn a_server_name_may_have_a_port() {
+        let user: Result<MatrixUserId, _> = "@a:host:8448".parse();
+        assert!(user.is_ok_and(|user| user.server() == "host:8448"));
+        for wrong in ["", "a:b", "@a", "@:b", "@a:", "@a b:c"] {
+            assert!(wrong.parse::<MatrixUserId>().is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,461 @@
+//! Claiming: leases on lanes that are due, and what their first operations need to be sent.
+
+use std::{collections::HashMap, time::Duration};
+
+use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Kind, LaneClass};
+use crate::{
+    ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId, UserId, WorkerId},
+    seal::Place,
+};
+
+/// What to claim, and for whom.
+#[derive(Debug, Clone)]
+pub struct ClaimRequest {
+    /// Who claims.
+    pub worker_id: WorkerId,
+    /// The Matrix user who will send what has no sender yet.
+    pub sender: String,
+    /// That user's device; empty when the token has none, so that the homeserver cannot remember transactions.
+    pub device: String,
+    /// Which class of lanes.
+    pub class: LaneClass,
+    /// How many lanes at most.
+    pub lanes: u16,
+    /// How many operations of a lane at most.
+    pub operations: u16,
+    /// How long the lease lasts.
+    pub lease: Duration,
+    /// An ambiguous attempt older than this is looked up before it is repeated.
+    pub dedupe_window: Duration,
+    /// Lanes due before this are not looked for; see [`oldest_due`].
+    pub bookmark: Option<OffsetDateTime>,
+}
+
+/// What a claim found.
+#[derive(Debug)]
+pub struct Claim {
+    /// Batches to send, each of one lane.
+    pub batches: Vec<Claimed>,
+    /// How many lanes were locked: equal to the number asked for when there may be more.
+    pub lanes: usize,
+    /// How many of them were taken over from an owner whose lease had lapsed.
+    pub taken_over: usize,
+}
+
+/// The right to write back: the lane, at the epoch of this claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LaneClaim {
+    /// The conversation.
+    pub conversation_id: ConversationId,
+    /// The lane.
+    pub lane_id: LaneId,
+    /// Its class.
+    pub class: LaneClass,
+    /// The fencing token.
+    pub epoch: i64,
+}
+
+/// A lane's batch, handed to a sender.
+#[derive(Debug)]
+pub struct Claimed {
+    /// The right to write back.
+    pub claim: LaneClaim,
+    /// The room, when it is known to be whole.
+    pub room_id: Option<RoomId>,
+    /// The lane's first operations, in order; never empty.
+    pub operations: Vec<ClaimedOperation>,
+}
+
+/// How an operation is to be brought to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mode {
+    /// Send it.
+    Put,
+    /// Its earlier attempt is older than the homeserver's memory: look for its marker first, send it only if absent.
+    LookUp,
+    /// Its message was deleted after it was handed out: its text must not leave any more. Its transaction id is closed;
+    /// where the earlier attempt is older than the homeserver's memory, its marker is looked for first.
+    Close {
+        /// Look before closing.
+        look_up: bool,
+    },
+    /// It already stands in the room: nothing is sent.
+    Known(EventId),
+}
+
+/// One operation, with what it takes to send it.
+#[derive(Debug, Clone)]
+pub struct ClaimedOperation {
+    /// Its id: transaction id and marker.
+    pub outbox_id: OutboxId,
+    /// Its place in the lane.
+    pub seq: i64,
+    /// What it does.
+    pub kind: Kind,
+    /// The message or the member.
+    pub subject_id: Uuid,
+    /// Which revision it carries.
+    pub revision: Option<i32>,
+    /// How to end it.
+    pub mode: Mode,
+    /// Attempts that failed by its own fault.
+    pub attempts: i32,
+    /// Attempts in a row that failed for any reason.
+    pub failures: i32,
+    /// When it was enqueued.
+    pub enqueued_at: OffsetDateTime,
+    /// How long it has waited, by the database's clock.
+    pub waited: Duration,
+    /// The Matrix user who sends it.
+    pub sender: String,
+    /// That user's device; empty for none.
+    pub device: String,
+    /// When an attempt may first have reached the homeserver.
+    pub maybe_sent_at: Option<OffsetDateTime>,
+    /// The author of the message.
+    pub author_id: Option<UserId>,
+    /// The sealed text of the revision; none once it was wiped.
+    pub body: Option<Vec<u8>>,
+    /// The operation that sent the message which this one edits.
+    pub original_outbox_id: Option<OutboxId>,
+    /// The event which this one edits, once known.
+    pub original_event_id: Option<EventId>,
+    /// What a redaction is aimed at.
+    pub target: Option<Target>,
+}
+
+/// What a redaction is aimed at.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The operation whose event goes.
+    pub outbox_id: OutboxId,
+    /// Its event, once known.
+    pub event_id: Option<EventId>,
+    /// Whether it may stand in the room although no event is known, and as whose.
+    pub maybe_sent: Option<MaybeSent>,
+}
+
+/// As whom and since when something may stand in a room.
+#[derive(Debug, Clone)]
+pub struct MaybeSent {
+    /// The Matrix user who sent it.
+    pub sender: String,
+    /// That user's device.
+    pub device: String,
+    /// When it may first have arrived.
+    pub at: OffsetDateTime,
+    /// True when that is longer ago than the homeserver remembers.
+    pub forgotten: bool,
+}
+
+impl ClaimedOperation {
+    /// Where its text is sealed to; none for what carries no text.
+    pub fn place(&self, conversation_id: ConversationId) -> Option<Place> {
+        let revision = self.revision?;
+        Some(Place { conversation_id, message_id: MessageId::from(self.subject_id), revision })
+    }
+}
+
+/// The oldest due time of a class: the bookmark of the claims that follow.
+///
+/// Under a snapshot that someone holds open, every claim walks over the dead index entries of all that was done since.
+/// Between full scans a claim therefore starts at the oldest entry that the last full scan found alive.
+pub async fn oldest_due(
+    pool: &PgPool,
+    class: LaneClass,
+) -> Result<(Option<OffsetDateTime>, OffsetDateTime), sqlx::Error> {
+    let row = sqlx::query!(
+        r#"
+        select (
+            select due_at from lanes where lane_class = $1 and due_at is not null order by due_at limit 1
+        ) as oldest, outbox_now() as "now!"
+        "#,
+        class.as_str(),
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok((row.oldest, row.now))
+}
+
+/// Claims lanes of a class that are due. Call it in a transaction of its own and commit at once.
+pub async fn claim(conn: &mut PgConnection, request: &ClaimRequest) -> Result<Claim, sqlx::Error> {
+    // Locks and reads nothing else: what follows sees every transaction that held one of these lanes.
+    let lanes = sqlx::query!(
+        r#"
+        select conversation_id as "conversation_id: ConversationId", lane_id as "lane_id: LaneId", epoch,
+            owner is not null as "lapsed!", outbox_now() as "now!"
+        from lanes
+        where lane_class = $1
+            and due_at <= outbox_now()
+            and due_at >= coalesce($2::timestamptz, '-infinity'::timestamptz)
+            and hold is null
+            and (leased_until is null or leased_until <= outbox_now())
+        order by due_at
+        limit $3
+        for no key update skip locked
+        "#,
+        request.class.as_str(),
+        request.bookmark,
+        i64::from(request.lanes),
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    let Some(first) = lanes.first() else { return Ok(Claim { batches: Vec::new(), lanes: 0, taken_over: 0 }) };
+    let now = first.now;
+    let conversations: Vec<Uuid> = lanes.iter().map(|lane| lane.conversation_id.as_uuid()).collect();
+    let lane_ids: Vec<Uuid> = lanes.iter().map(|lane| lane.lane_id.as_uuid()).collect();
+
+    let lapsed: Vec<_> = lanes.iter().filter(|lane| lane.lapsed).collect();
+    if !lapsed.is_empty() {
+        mark_ambiguous(
+            conn,
+            &lapsed.iter().map(|lane| lane.conversation_id.as_uuid()).collect::<Vec<_>>(),
+            &lapsed.iter().map(|lane| lane.lane_id.as_uuid()).collect::<Vec<_>>(),
+        )
+        .await?;
+    }
+    let taken_over = lapsed.len();
+
+    let mut operations = due_operations(conn, request, &conversations, &lane_ids, now).await?;
+    let mut batches = Vec::with_capacity(lanes.len());
+    let mut handed_through = Vec::with_capacity(lanes.len());
+    for lane in &lanes {
+        let (room_id, operations) = operations.remove(&(lane.conversation_id, lane.lane_id)).unwrap_or_default();
+        handed_through.push(operations.last().map(|operation: &ClaimedOperation| operation.seq));
+        if !operations.is_empty() {
+            let claim = LaneClaim {
+                conversation_id: lane.conversation_id,
+                lane_id: lane.lane_id,
+                class: request.class,
+                epoch: lane.epoch + 1,
+            };
+            batches.push(Claimed { claim, room_id, operations });
+        }
+    }
+    fix_senders(conn, request, &batches).await?;
+
+    // A lane whose first operation turns out not to be due yet is given back at once.
+    sqlx::query!(
+        r#"
+        update lanes l
+        set epoch = l.epoch + 1,
+            owner = case when c.handed_through is not null then $4::uuid end,
+            leased_until = case when c.handed_through is not null then $5::timestamptz end,
+            claimed_at = case when c.handed_through is not null then $6::timestamptz end,
+            frozen_through = greatest(l.frozen_through, c.handed_through),
+            due_at = case when c.handed_through is not null then l.due_at
+                else outbox_due(l.conversation_id, l.lane_id, $6::timestamptz + interval '1 second') end
+        from unnest($1::uuid[], $2::uuid[], $3::bigint[]) as c (conversation_id, lane_id, handed_through)
+        where l.conversation_id = c.conversation_id and l.lane_id = c.lane_id
+        "#,
+        &conversations,
+        &lane_ids,
+        &handed_through as &[Option<i64>],
+        request.worker_id.as_uuid(),
+        now + request.lease,
+        now,
+    )
+    .execute(&mut *conn)
+    .await?;
+    Ok(Claim { batches, lanes: lanes.len(), taken_over })
+}
+
+/// Whatever a lapsed owner was handed may have been sent from its claim on: nobody knows, so it counts as ambiguous.
+async fn mark_ambiguous(conn: &mut PgConnection, conversations: &[Uuid], lanes: &[Uuid]) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        r#"
+        update outbox o
+        set maybe_sent_at = l.claimed_at
+        from unnest($1::uuid[], $2::uuid[]) as c (conversation_id, lane_id)
+        join lanes l on l.conversation_id = c.conversation_id and l.lane_id = c.lane_id
+        where o.conversation_id = c.conversation_id
+            and o.lane_id = c.lane_id
+            and o.seq <= l.frozen_through
+            and o.maybe_sent_at is null
+        "#,
+        conversations,
+        lanes,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+type Batches = HashMap<(ConversationId, LaneId), (Option<RoomId>, Vec<ClaimedOperation>)>;
+
+/// The first operations of each lane, up to the first that is not due or of a kind that only a newer release knows.
+async fn due_operations(
+    conn: &mut PgConnection,
+    request: &ClaimRequest,
+    conversations: &[Uuid],
+    lanes: &[Uuid],
+    now: OffsetDateTime,
+) -> Result<Batches, sqlx::Error> {
+    let rows = sqlx::query!(
+        r#"
+        select o.conversation_id as "conversation_id!: ConversationId", o.lane_id as "lane_id!: LaneId",
+            o.seq as "seq!", o.outbox_id as "outbox_id!: OutboxId", o.kind as "kind!", o.subject_id as "subject_id!",
+            o.revision, o.attempts as "attempts!", o.failures as "failures!", o.enqueued_at as "enqueued_at!",
+            o.maybe_sent_at, o.sender, o.device, o.target_outbox_id as "target_outbox_id: OutboxId",
+            s.event_id as "known_event_id?: EventId",
+            m.author_id as "author_id?: UserId", m.deleted_at is not null as "deleted!",
+            m.send_outbox_id as "original_outbox_id?: OutboxId",
+            r.body as "body?", original.event_id as "original_event_id?: EventId",
+            target.event_id as "target_event_id?: EventId",
+            w.sender as "target_sender?", w.device as "target_device?", w.maybe_sent_at as "target_maybe_sent_at?",
+            room.matrix_room_id as "room_id?: RoomId"
+        from unnest($1::uuid[], $2::uuid[]) as l (conversation_id, lane_id)
+        cross join lateral (
+            select first.*, bool_and(first.due_at <= $4) over (order by first.seq) as ready
+            from (
+                select * from outbox
+                where outbox.conversation_id = l.conversation_id and outbox.lane_id = l.lane_id
+                order by outbox.seq
+                limit $3
+            ) first
+        ) o
+        left join sent_events s on s.conversation_id = o.conversation_id and s.outbox_id = o.outbox_id
+        left join messages m on m.conversation_id = o.conversation_id and m.message_id = o.subject_id
+        left join message_revisions r on r.conversation_id = o.conversation_id and r.message_id = o.subject_id
+            and r.revision = o.revision
+        left join sent_events original on original.conversation_id = o.conversation_id
+            and original.outbox_id = m.send_outbox_id
+        left join sent_events target on target.conversation_id = o.conversation_id
+            and target.outbox_id = o.target_outbox_id
+        left join withdrawn_operations w on w.conversation_id = o.conversation_id
+            and w.outbox_id = o.target_outbox_id
+        left join matrix_room_mappings room on room.conversation_id = o.conversation_id and room.ready_at is not null
+        where o.ready
+        order by o.conversation_id, o.lane_id, o.seq
+        "#,
+        conversations,
+        lanes,
+        i64::from(request.operations),
+        now,
+    )
+    .fetch_all(conn)
+    .await?;
+
+    let mut batches = Batches::new();
+    let mut cut_off: Option<(ConversationId, LaneId)> = None;
+    for row in rows {
+        let key = (row.conversation_id, row.lane_id);
+        let Some(kind) = Kind::parse(&row.kind) else {
+            cut_off = Some(key);
+            continue;
+        };
+        if cut_off == Some(key) {
+            continue;
+        }
+        let sender = row.sender.unwrap_or_else(|| request.sender.clone());
+        let device = row.device.unwrap_or_else(|| request.device.clone());
+        let forgotten = |since: OffsetDateTime, device: &str| device.is_empty() || now - since > request.dedupe_window;
+        let old = row.maybe_sent_at.is_some_and(|since| forgotten(since, &device));
+        let mode = match row.known_event_id {
+            Some(event_id) => Mode::Known(event_id),
+            None if kind.carries_text() && row.deleted => Mode::Close { look_up: old },
+            None if old && !matches!(kind, Kind::Invite | Kind::Remove) => Mode::LookUp,
+            None => Mode::Put,
+        };
+        let target = row.target_outbox_id.map(|outbox_id| Target {
+            outbox_id,
+            event_id: row.target_event_id,
+            maybe_sent: match (row.target_sender, row.target_device, row.target_maybe_sent_at) {
+                (Some(sender), Some(device), Some(at)) => {
+                    let forgotten = forgotten(at, &device);
+                    Some(MaybeSent { sender, device, at, forgotten })
+                }
+                _ => None,
+            },
+        });
+        let batch = batches.entry(key).or_default();
+        batch.0 = row.room_id;
+        batch.1.push(ClaimedOperation {
+            outbox_id: row.outbox_id,
+            seq: row.seq,
+            kind,
+            subject_id: row.subject_id,
+            revision: row.revision,
+            mode,
+            attempts: row.attempts,
+            failures: row.failures,
+            enqueued_at: row.enqueued_at,
+            waited: (now - row.enqueued_at).try_into().unwrap_or_default(),
+            sender,
+            device,
+            maybe_sent_at: row.maybe_sent_at,
+            author_id: row.author_id,
+            body: row.body,
+            original_outbox_id: row.original_outbox_id,
+            original_event_id: row.original_event_id,
+            target,
+        });
+    }
+    Ok(batches)
+}
+
+/// Sender and device of the first attempt are those of every later one: the homeserver's memory hangs on both.
+async fn fix_senders(conn: &mut PgConnection, request: &ClaimRequest, batches: &[Claimed]) -> Result<(), sqlx::Error> {
+    let (mut conversations, mut lanes, mut seqs) = (Vec::new(), Vec::new(), Vec::new());
+    for batch in batches {
+        for operation in &batch.operations {
+            conversations.push(batch.claim.conversation_id.as_uuid());
+            lanes.push(batch.claim.lane_id.as_uuid());
+            seqs.push(operation.seq);
+        }
+    }
+    sqlx::query!(
+        r#"
+        update outbox o
+        set sender = $4, device = $5
+        from unnest($1::uuid[], $2::uuid[], $3::bigint[]) as c (conversation_id, lane_id, seq)
+        where o.conversation_id = c.conversation_id and o.lane_id = c.lane_id and o.seq = c.seq and o.sender is null
+        "#,
+        &conversations,
+        &lanes,
+        &seqs,
+        request.sender,
+        request.device,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Extends leases that have not lapsed. Returns the claims that are no longer held: nothing more may be sent for them.
+pub async fn renew(
+    pool: &PgPool,
+    worker_id: WorkerId,
+    claims: &[LaneClaim],
+    lease: Duration,
+) -> Result<Vec<LaneClaim>, sqlx::Error> {
+    let conversations: Vec<Uuid> = claims.iter().map(|claim| claim.conversation_id.as_uuid()).collect();
+    let lanes: Vec<Uuid> = claims.iter().map(|claim| claim.lane_id.as_uuid()).collect();
+    let epochs: Vec<i64> = claims.iter().map(|claim| claim.epoch).collect();
+    let renewed = sqlx::query!(
+        r#"
+        update lanes l
+        set leased_until = outbox_now() + make_interval(secs => $5)
+        from unnest($1::uuid[], $2::uuid[], $3::bigint[]) as c (conversation_id, lane_id, epoch)
+        where l.conversation_id = c.conversation_id
+            and l.lane_id = c.lane_id
+            and l.epoch = c.epoch
+            and l.owner = $4
+            and l.leased_until > outbox_now()
+        returning l.conversation_id as "conversation_id: ConversationId", l.lane_id as "lane_id: LaneId"
+        "#,
+        &conversations,
+        &lanes,
+        &epochs,
+        worker_id.as_uuid(),
+        lease.as_secs_f64(),
+    )
+    .fetch_all(pool)
+    .await?;
+    let held: std::collections::HashSet<_> = renewed.iter().map(|row| (row.conversation_id, row.lane_id)).collect();
+    Ok(claims.iter().filter(|claim| !held.contains(&(claim.conversation_id, claim.lane_id))).copied().collect())
+}

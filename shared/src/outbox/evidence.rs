@@ -1,0 +1,207 @@
+//! Evidence: a homeserver named the event of an operation, so the operation stands in its room.
+//!
+//! Evidence beats every verdict. The first to bring it settles the operation, and whatever the room then lacks (the
+//! redaction of what was deleted meanwhile, the newest text of what was edited) is enqueued with it.
+
+use sqlx::PgConnection;
+
+use super::{Kind, Operation, enqueue};
+use crate::{
+    chat::{self, Turn},
+    ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId},
+};
+
+/// That an operation stands in a room.
+#[derive(Debug, Clone)]
+pub struct Evidence {
+    /// The operation.
+    pub outbox_id: OutboxId,
+    /// What it did.
+    pub kind: Kind,
+    /// What it was about.
+    pub subject_id: uuid::Uuid,
+    /// The revision that was sent.
+    pub revision: Option<i32>,
+    /// For a redaction, what it redacted.
+    pub target_outbox_id: Option<OutboxId>,
+    /// Its event.
+    pub event_id: EventId,
+    /// The room that has it.
+    pub room_id: RoomId,
+    /// Who sent it.
+    pub sender: String,
+}
+
+/// Writes evidence down. False when it was known before.
+pub(super) async fn record(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    evidence: &Evidence,
+) -> Result<bool, sqlx::Error> {
+    let first = sqlx::query!(
+        r#"
+        insert into sent_events (conversation_id, outbox_id, event_id, kind, subject_id, revision, target_outbox_id,
+            room_id, sender, sent_at)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, outbox_now())
+        on conflict do nothing
+        "#,
+        conversation_id.as_uuid(),
+        evidence.outbox_id.as_uuid(),
+        evidence.event_id.as_str(),
+        evidence.kind.as_str(),
+        evidence.subject_id,
+        evidence.revision,
+        evidence.target_outbox_id.map(OutboxId::as_uuid),
+        evidence.room_id.as_str(),
+        evidence.sender,
+    )
+    .execute(&mut *conn)
+    .await?
+    .rows_affected()
+        == 1;
+    if first && evidence.kind == Kind::Message {
+        sqlx::query!(
+            r#"
+            update messages set matrix_event_id = $4
+            where conversation_id = $1 and message_id = $2 and send_outbox_id = $3 and matrix_event_id is null
+            "#,
+            conversation_id.as_uuid(),
+            evidence.subject_id,
+            evidence.outbox_id.as_uuid(),
+            evidence.event_id.as_str(),
+        )
+        .execute(conn)
+        .await?;
+    }
+    Ok(first)
+}
+
+/// Takes evidence from whoever brings it outside of a settle: an echo, or a worker whose lease is gone.
+///
+/// In a transaction of its own. The operation may be live (also while another worker leases the lane), dead, or given up.
+pub async fn late_evidence(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    lane_id: LaneId,
+    evidence: &Evidence,
+) -> Result<bool, sqlx::Error> {
+    let Some(mut turn) = chat::lock_conversation(conn, conversation_id).await? else { return Ok(false) };
+    sqlx::query!(
+        "select 1 as locked from lanes where conversation_id = $1 and lane_id = $2 for no key update",
+        conversation_id.as_uuid(),
+        lane_id.as_uuid(),
+    )
+    .fetch_optional(&mut *conn)
+    .await?;
+    if !record(conn, conversation_id, evidence).await? {
+        return Ok(false);
+    }
+    let outbox_id = evidence.outbox_id.as_uuid();
+    let live = sqlx::query!(
+        "delete from outbox where conversation_id = $1 and outbox_id = $2 and lane_id = $3",
+        conversation_id.as_uuid(),
+        outbox_id,
+        lane_id.as_uuid(),
+    )
+    .execute(&mut *conn)
+    .await?
+    .rows_affected();
+    if live > 0 {
+        sqlx::query!(
+            r#"
+            update lanes
+            set open = open - $3,
+                due_at = case when hold is null then outbox_due(conversation_id, lane_id, $4) end
+            where conversation_id = $1 and lane_id = $2
+            "#,
+            conversation_id.as_uuid(),
+            lane_id.as_uuid(),
+            i32::try_from(live).unwrap_or(1),
+            turn.at,
+        )
+        .execute(conn)
+        .await?;
+        return Ok(true);
+    }
+    sqlx::query!(
+        "delete from dead_letters where conversation_id = $1 and outbox_id = $2",
+        conversation_id.as_uuid(),
+        outbox_id
+    )
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query!(
+        "delete from withdrawn_operations where conversation_id = $1 and outbox_id = $2",
+        conversation_id.as_uuid(),
+        outbox_id
+    )
+    .execute(&mut *conn)
+    .await?;
+    if evidence.kind.carries_text() {
+        follow_up(conn, &mut turn, lane_id, evidence).await?;
+    }
+    Ok(true)
+}
+
+/// Enqueues what the room lacks, now that an operation which was no longer live turned out to stand in it.
+async fn follow_up(
+    conn: &mut PgConnection,
+    turn: &mut Turn,
+    lane_id: LaneId,
+    evidence: &Evidence,
+) -> Result<(), sqlx::Error> {
+    let state = sqlx::query!(
+        r#"
+        select m.revision, m.deleted_at is not null as "deleted!",
+            exists (
+                select 1 from outbox o
+                where o.conversation_id = $1 and o.subject_id = $2 and o.kind = 'redact' and o.target_outbox_id = $3
+            ) or exists (
+                select 1 from sent_events s
+                where s.conversation_id = $1 and s.subject_id = $2 and s.kind = 'redact' and s.target_outbox_id = $3
+            ) as "redacted!",
+            exists (
+                select 1 from outbox o join lanes l using (conversation_id, lane_id)
+                where o.conversation_id = $1 and o.subject_id = $2 and o.kind = 'edit' and o.revision = m.revision
+                    and ($4 or (o.seq > l.frozen_through and o.maybe_sent_at is null))
+            ) or ($4 and exists (
+                select 1 from dead_letters d
+                where d.conversation_id = $1 and d.subject_id = $2 and d.kind = 'edit' and d.revision = m.revision
+            )) as "newest_follows!"
+        from messages m
+        where m.conversation_id = $1 and m.message_id = $2
+        "#,
+        turn.conversation_id.as_uuid(),
+        evidence.subject_id,
+        evidence.outbox_id.as_uuid(),
+        evidence.kind == Kind::Message,
+    )
+    .fetch_optional(&mut *conn)
+    .await?;
+    let Some(state) = state else { return Ok(()) };
+    let missing = if state.deleted {
+        (!state.redacted).then_some((Kind::Redact, None, Some(evidence.outbox_id)))
+    } else {
+        let stale = evidence.revision.is_some_and(|sent| sent < state.revision);
+        (stale && !state.newest_follows).then_some((Kind::Edit, Some(state.revision), None))
+    };
+    let Some((kind, revision, target_outbox_id)) = missing else { return Ok(()) };
+    tracing::info!(
+        conversation.id = %turn.conversation_id,
+        message.id = %MessageId::from(evidence.subject_id),
+        outbox.kind = kind.as_str(),
+        "late evidence: the room lacks an operation, enqueued"
+    );
+    let operation = Operation {
+        outbox_id: OutboxId::generate(),
+        lane_id,
+        kind,
+        subject_id: evidence.subject_id,
+        revision,
+        target_outbox_id,
+        expires_at: None,
+        trace: None,
+    };
+    enqueue(conn, turn, &operation).await?;
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! The outbox: what is still to be done on Matrix, and all SQL that touches it.
+//!
+//! # The mechanism
+//!
+//! A *lane* is the scope of order: a conversation's chat, or one call's signalling. It is one row of `lanes`; its live
+//! *operations* are rows of `outbox`, in order of `seq`. The lane is due when its first operation is. That is all the
+//! state there is: where the row of an operation stands says what became of it.
+//!
+//! | the row stands in | the operation is |
+//! |---|---|
+//! | `outbox`, after `frozen_through` and never sent perhaps | waiting: the API may still change or remove it |
+//! | `outbox`, otherwise | handed to a sender: it can only be followed, by an edit or a redaction |
+//! | `sent_events` | delivered, whatever else is said of it |
+//! | `dead_letters` | dead: not tried again until somebody requeues it |
+//! | `withdrawn_operations` | given up, although it may have been sent |
+//! | nowhere | cancelled or expired: it never left |
+//!
+//! ```text
+//!                 enqueue                    claim                     settle
+//!   API ─────────────────────▶ waiting ───────────────▶ handed ───────────────────▶ delivered
+//!                                 ▲ └── edit, delete       │ │
+//!                                 │     change in place    │ └─ refused: waiting again, due later
+//!                                 │                        │    unknown end: stays handed, due later
+//!                                 └───────── requeue ── dead
+//! ```
+//!
+//! * A worker **claims** lanes: it takes a lease, raises the lane's *epoch*, and freezes the operations that it is handed.
+//!   What comes back is a [`Claimed`] batch of one lane.
+//! * It sends them in order, one at a time, and stops at the first that was not delivered.
+//! * It **settles** the batch: every write-back is tied to the epoch, so a late finisher changes nothing. Only its
+//!   evidence (the homeserver did answer with an event id) is kept.
+//!
+//! Claim and settle lock lanes in a statement of their own that reads nothing else. The statements after it have newer
+//! snapshots than every transaction that held those lanes before; in one statement a claim would hand out a text that
+//! was just deleted, and a settle would miss an operation that was just enqueued and put the lane to sleep for ever.
+//!
+//! Lock order, everywhere: conversation, its chat lane, call lanes by id, rows.
+
+use serde::{Deserialize, Serialize};
+
+mod claim;
+mod enqueue;
+mod evidence;
+mod settle;
+mod view;
+mod wake;
+
+pub use claim::{Claim, ClaimRequest, Claimed, ClaimedOperation, LaneClaim, Mode, claim, oldest_due, renew};
+pub use enqueue::{Operation, enqueue};
+pub use evidence::{Evidence, late_evidence};
+pub use settle::{Attempt, OperationResult, Outcome, Settled, Settlement, settle};
+pub use view::Delivery;
+pub use wake::{CHANNEL, Wake, WakeListener};
+
+/// Which of the two kinds of lane: calls are claimed first, and each class has reserved room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type)]
+#[serde(rename_all = "snake_case")]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum LaneClass {
+    /// One call's signalling.
+    Call,
+    /// A conversation's messages and membership.
+    Chat,
+}
+
+impl LaneClass {
+    /// Every class, in the order in which they are claimed.
+    pub const ALL: [Self; 2] = [Self::Call, Self::Chat];
+
+    /// As in the database, in metrics and for people.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Call => "call",
+            Self::Chat => "chat",
+        }
+    }
+}
+
+/// What an operation does.
+///
+/// Sends carry their transaction id and our marker; state operations have neither, since Matrix offers none: they look,
+/// and act only if the room differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Sends a message.
+    Message,
+    /// Replaces a message's text. Always relates to the original event.
+    Edit,
+    /// Redacts the event of another operation.
+    Redact,
+    /// Invites a member (state).
+    Invite,
+    /// Removes a member (state).
+    Remove,
+}
+
+impl Kind {
+    const ALL: [Self; 5] = [Self::Message, Self::Edit, Self::Redact, Self::Invite, Self::Remove];
+
+    /// As in the database, in metrics and for people.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Message => "message",
+            Self::Edit => "edit",
+            Self::Redact => "redact",
+            Self::Invite => "invite",
+            Self::Remove => "remove",
+        }
+    }
+
+    /// The kind of that name. None for one that only a newer release knows: its operations are left to that release.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+    }
+
+    /// True for what carries a message's text.
+    pub const fn carries_text(self) -> bool {
+        matches!(self, Self::Message | Self::Edit)
+    }
+
+    /// True for what must not be overtaken when it fails: later words would reach whom they must not.
+    pub const fn holds_its_lane(self) -> bool {
+        matches!(self, Self::Redact | Self::Remove)
+    }
+}

@@ -1,0 +1,677 @@
+//! Settling: writing back how the operations of claimed lanes ended, and releasing the lanes.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{ClaimedOperation, Evidence, Kind, LaneClaim};
+use crate::ids::{ConversationId, EventId, LaneId, OutboxId, RoomId, WorkerId};
+
+/// How the attempt at an operation ended.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    /// The homeserver named its event.
+    Delivered {
+        /// The event.
+        event_id: EventId,
+        /// The room that has it.
+        room_id: RoomId,
+    },
+    /// A state operation: the room is as it should be.
+    Done,
+    /// Certainly not accepted; it waits again.
+    Refused {
+        /// For how long.
+        retry_in: Duration,
+        /// True when the fault may be the operation's own, so that its budget of attempts shrinks.
+        own_fault: bool,
+    },
+    /// Nobody knows whether it was accepted.
+    Ambiguous {
+        /// For how long it waits before it is tried again in the same way.
+        retry_in: Duration,
+    },
+    /// The room does not take it: the lane is held until somebody acts.
+    RoomFault {
+        /// Why, for people.
+        reason: String,
+    },
+    /// The homeserver will never take it.
+    OwnFault {
+        /// What an operator can do.
+        hint: &'static str,
+    },
+    /// What it relates to is dead.
+    ParentDead,
+    /// Looked for and not there: an operation whose message was deleted, or a redaction without a target.
+    NotThere,
+}
+
+impl Outcome {
+    /// In the words of metrics and attempt records.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Delivered { .. } => "delivered",
+            Self::Done => "done",
+            Self::Refused { .. } => "refused",
+            Self::Ambiguous { .. } => "ambiguous",
+            Self::RoomFault { .. } => "room_fault",
+            Self::OwnFault { .. } => "own_fault",
+            Self::ParentDead => "parent_dead",
+            Self::NotThere => "not_there",
+        }
+    }
+
+    /// True when the next operation of the lane may follow.
+    pub const fn lets_the_next_go(&self) -> bool {
+        matches!(self, Self::Delivered { .. } | Self::Done)
+    }
+}
+
+/// What is remembered of one attempt, for ever visible to operators.
+#[derive(Debug, Clone, Default)]
+pub struct Attempt {
+    /// How long it took.
+    pub took: Duration,
+    /// How long ago it began when it is settled is its duration and what the settle waited; this is the wait.
+    pub http_status: Option<i32>,
+    /// The Matrix error code.
+    pub errcode: Option<String>,
+    /// What went wrong, for people. Never content, never a token.
+    pub detail: Option<String>,
+}
+
+/// How one operation ended.
+#[derive(Debug)]
+pub struct OperationResult {
+    /// The operation, as it was handed out.
+    pub operation: ClaimedOperation,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The attempt; none when nothing was tried (the evidence was there before).
+    pub attempt: Option<Attempt>,
+    /// What was learnt of other operations on the way (the target of a redaction).
+    pub found: Vec<Evidence>,
+}
+
+impl OperationResult {
+    /// The evidence that this result is, if it is.
+    pub fn evidence(&self) -> Option<Evidence> {
+        let Outcome::Delivered { event_id, room_id } = &self.outcome else { return None };
+        Some(Evidence {
+            outbox_id: self.operation.outbox_id,
+            kind: self.operation.kind,
+            subject_id: self.operation.subject_id,
+            revision: self.operation.revision,
+            target_outbox_id: self.operation.target.as_ref().map(|target| target.outbox_id),
+            event_id: event_id.clone(),
+            room_id: room_id.clone(),
+            sender: self.operation.sender.clone(),
+        })
+    }
+}
+
+/// What a sender did with a batch. Operations that it did not come to are simply not in it.
+#[derive(Debug)]
+pub struct Settlement {
+    /// The right to write back.
+    pub claim: LaneClaim,
+    /// What became of the operations, in their order.
+    pub results: Vec<OperationResult>,
+}
+
+/// Which settlements a round could not take, by their place in the list.
+#[derive(Debug, Default)]
+pub struct Settled {
+    /// Their lane is locked by someone else just now: next round.
+    pub deferred: Vec<usize>,
+    /// Their epoch is gone: only their evidence counts any more.
+    pub fenced: Vec<usize>,
+    /// How many operations left the outbox for good as delivered or done.
+    pub finished: u64,
+    /// How many became dead letters.
+    pub died: u64,
+}
+
+/// A lane that this settle holds.
+struct Lane<'a> {
+    settlement: &'a Settlement,
+    gone: i32,
+    sent_through: i64,
+    hold: Option<String>,
+}
+
+/// Settles many lanes. Call it in a transaction of its own.
+///
+/// Lanes that someone else has locked are left for the next round, so that one slow request never stalls all others.
+pub async fn settle(
+    conn: &mut PgConnection,
+    worker_id: WorkerId,
+    settlements: &[Settlement],
+) -> Result<Settled, sqlx::Error> {
+    let mut settled = Settled::default();
+    let (held, now) = lock_lanes(conn, settlements, &mut settled).await?;
+    if held.is_empty() {
+        return Ok(settled);
+    }
+    let mut lanes: HashMap<(ConversationId, LaneId), Lane<'_>> = held
+        .into_iter()
+        .map(|settlement| {
+            let key = (settlement.claim.conversation_id, settlement.claim.lane_id);
+            (key, Lane { settlement, gone: 0, sent_through: 0, hold: None })
+        })
+        .collect();
+
+    let known = known_evidence(conn, &lanes).await?;
+    finish_delivered(conn, &mut lanes, &known, &mut settled).await?;
+    for lane in lanes.values_mut() {
+        let settlement = lane.settlement;
+        for result in &settlement.results {
+            if !result.outcome.lets_the_next_go() && !known.contains(&result.operation.outbox_id) {
+                settle_failure(conn, lane, result, now, &mut settled).await?;
+            }
+        }
+    }
+    append_attempts(conn, worker_id, now, &lanes).await?;
+    release(conn, now, &lanes).await?;
+    Ok(settled)
+}
+
+/// Locks the lanes that still carry the settlements' epochs. Reads nothing else: what follows must see everything that
+/// was committed by whoever held these lanes before.
+async fn lock_lanes<'a>(
+    conn: &mut PgConnection,
+    settlements: &'a [Settlement],
+    settled: &mut Settled,
+) -> Result<(Vec<&'a Settlement>, OffsetDateTime), sqlx::Error> {
+    let conversations: Vec<Uuid> = settlements.iter().map(|s| s.claim.conversation_id.as_uuid()).collect();
+    let lane_ids: Vec<Uuid> = settlements.iter().map(|s| s.claim.lane_id.as_uuid()).collect();
+    let epochs: Vec<i64> = settlements.iter().map(|s| s.claim.epoch).collect();
+    let locked = sqlx::query!(
+        r#"
+        select l.conversation_id as "conversation_id: ConversationId", l.lane_id as "lane_id: LaneId", l.epoch,
+            outbox_now() as "now!"
+        from lanes l
+        join unnest($1::uuid[], $2::uuid[], $3::bigint[]) as c (conversation_id, lane_id, epoch)
+            on l.conversation_id = c.conversation_id and l.lane_id = c.lane_id and l.epoch = c.epoch
+        order by l.conversation_id, l.lane_id
+        for no key update of l skip locked
+        "#,
+        &conversations,
+        &lane_ids,
+        &epochs,
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    let now = locked.first().map_or(OffsetDateTime::UNIX_EPOCH, |lane| lane.now);
+    let locked: HashSet<_> = locked.into_iter().map(|lane| (lane.conversation_id, lane.lane_id, lane.epoch)).collect();
+    let missing: Vec<usize> = (0..settlements.len())
+        .filter(|n| {
+            let claim = &settlements[*n].claim;
+            !locked.contains(&(claim.conversation_id, claim.lane_id, claim.epoch))
+        })
+        .collect();
+    if !missing.is_empty() {
+        let current: HashMap<(ConversationId, LaneId), i64> = sqlx::query!(
+            r#"
+            select l.conversation_id as "conversation_id: ConversationId", l.lane_id as "lane_id: LaneId", l.epoch
+            from lanes l
+            join unnest($1::uuid[], $2::uuid[]) as c (conversation_id, lane_id)
+                on l.conversation_id = c.conversation_id and l.lane_id = c.lane_id
+            "#,
+            &conversations,
+            &lane_ids,
+        )
+        .fetch_all(conn)
+        .await?
+        .into_iter()
+        .map(|lane| ((lane.conversation_id, lane.lane_id), lane.epoch))
+        .collect();
+        for n in missing {
+            let claim = &settlements[n].claim;
+            match current.get(&(claim.conversation_id, claim.lane_id)) {
+                Some(epoch) if *epoch == claim.epoch => settled.deferred.push(n),
+                _ => settled.fenced.push(n),
+            }
+        }
+    }
+    let held = settlements
+        .iter()
+        .filter(|s| locked.contains(&(s.claim.conversation_id, s.claim.lane_id, s.claim.epoch)))
+        .collect();
+    Ok((held, now))
+}
+
+/// Of the operations that failed, those that nevertheless stand in their room: evidence beats every verdict.
+async fn known_evidence(
+    conn: &mut PgConnection,
+    lanes: &HashMap<(ConversationId, LaneId), Lane<'_>>,
+) -> Result<HashSet<OutboxId>, sqlx::Error> {
+    let (mut conversations, mut ids) = (Vec::new(), Vec::new());
+    for lane in lanes.values() {
+        for result in lane.settlement.results.iter().filter(|result| !result.outcome.lets_the_next_go()) {
+            conversations.push(lane.settlement.claim.conversation_id.as_uuid());
+            ids.push(result.operation.outbox_id.as_uuid());
+        }
+    }
+    if ids.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let rows = sqlx::query_scalar!(
+        r#"
+        select s.outbox_id as "outbox_id: OutboxId"
+        from unnest($1::uuid[], $2::uuid[]) as c (conversation_id, outbox_id)
+        join sent_events s on s.conversation_id = c.conversation_id and s.outbox_id = c.outbox_id
+        "#,
+        &conversations,
+        &ids,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().collect())
+}
+
+/// Moves what is delivered out of the outbox: evidence in, event ids onto messages, rows out.
+async fn finish_delivered(
+    conn: &mut PgConnection,
+    lanes: &mut HashMap<(ConversationId, LaneId), Lane<'_>>,
+    known: &HashSet<OutboxId>,
+    settled: &mut Settled,
+) -> Result<(), sqlx::Error> {
+    let mut sent = SentColumns::default();
+    let (mut conversations, mut lane_ids, mut seqs) = (Vec::new(), Vec::new(), Vec::new());
+    for lane in lanes.values_mut() {
+        let claim = lane.settlement.claim;
+        for result in &lane.settlement.results {
+            for evidence in result.found.iter().cloned().chain(result.evidence()) {
+                sent.push(claim.conversation_id, evidence);
+            }
+            let is_known = known.contains(&result.operation.outbox_id);
+            if result.outcome.lets_the_next_go() || is_known {
+                lane.sent_through = lane.sent_through.max(result.operation.seq);
+                conversations.push(claim.conversation_id.as_uuid());
+                lane_ids.push(claim.lane_id.as_uuid());
+                seqs.push(result.operation.seq);
+            }
+        }
+    }
+    sent.insert(conn).await?;
+    if seqs.is_empty() {
+        return Ok(());
+    }
+    // An echo may have taken some of them already: the lane loses as many as really go.
+    let deleted = sqlx::query!(
+        r#"
+        delete from outbox o
+        using unnest($1::uuid[], $2::uuid[], $3::bigint[]) as c (conversation_id, lane_id, seq)
+        where o.conversation_id = c.conversation_id and o.lane_id = c.lane_id and o.seq = c.seq
+        returning o.conversation_id as "conversation_id: ConversationId", o.lane_id as "lane_id: LaneId"
+        "#,
+        &conversations,
+        &lane_ids,
+        &seqs,
+    )
+    .fetch_all(conn)
+    .await?;
+    for row in deleted {
+        if let Some(lane) = lanes.get_mut(&(row.conversation_id, row.lane_id)) {
+            lane.gone += 1;
+            settled.finished += 1;
+        }
+    }
+    Ok(())
+}
+
+/// Evidence of many operations, column by column.
+#[derive(Default)]
+struct SentColumns {
+    conversations: Vec<Uuid>,
+    ids: Vec<Uuid>,
+    events: Vec<String>,
+    kinds: Vec<String>,
+    subjects: Vec<Uuid>,
+    revisions: Vec<Option<i32>>,
+    targets: Vec<Option<Uuid>>,
+    rooms: Vec<String>,
+    senders: Vec<String>,
+}
+
+impl SentColumns {
+    fn push(&mut self, conversation_id: ConversationId, evidence: Evidence) {
+        self.conversations.push(conversation_id.as_uuid());
+        self.ids.push(evidence.outbox_id.as_uuid());
+        self.events.push(evidence.event_id.as_str().to_owned());
+        self.kinds.push(evidence.kind.as_str().to_owned());
+        self.subjects.push(evidence.subject_id);
+        self.revisions.push(evidence.revision);
+        self.targets.push(evidence.target_outbox_id.map(OutboxId::as_uuid));
+        self.rooms.push(evidence.room_id.as_str().to_owned());
+        self.senders.push(evidence.sender);
+    }
+
+    async fn insert(&self, conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+        if self.ids.is_empty() {
+            return Ok(());
+        }
+        sqlx::query!(
+            r#"
+            insert into sent_events (conversation_id, outbox_id, event_id, kind, subject_id, revision,
+                target_outbox_id, room_id, sender, sent_at)
+            select c.*, outbox_now()
+            from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::uuid[], $6::integer[], $7::uuid[],
+                $8::text[], $9::text[]) c
+            on conflict do nothing
+            "#,
+            &self.conversations,
+            &self.ids,
+            &self.events,
+            &self.kinds,
+            &self.subjects,
+            &self.revisions as &[Option<i32>],
+            &self.targets as &[Option<Uuid>],
+            &self.rooms,
+            &self.senders,
+        )
+        .execute(&mut *conn)
+        .await?;
+        sqlx::query!(
+            r#"
+            update messages m
+            set matrix_event_id = s.event_id
+            from unnest($1::uuid[], $2::uuid[], $3::uuid[]) as c (conversation_id, outbox_id, subject_id)
+            join sent_events s on s.conversation_id = c.conversation_id and s.outbox_id = c.outbox_id
+            where m.conversation_id = c.conversation_id
+                and m.message_id = c.subject_id
+                and m.send_outbox_id = c.outbox_id
+                and m.matrix_event_id is null
+            "#,
+            &self.conversations,
+            &self.ids,
+            &self.subjects,
+        )
+        .execute(conn)
+        .await?;
+        Ok(())
+    }
+}
+
+/// Writes back one operation that was not delivered. Failures are few, so they go one by one.
+async fn settle_failure(
+    conn: &mut PgConnection,
+    lane: &mut Lane<'_>,
+    result: &OperationResult,
+    now: OffsetDateTime,
+    settled: &mut Settled,
+) -> Result<(), sqlx::Error> {
+    let claim = lane.settlement.claim;
+    let operation = &result.operation;
+    match &result.outcome {
+        Outcome::Delivered { .. } | Outcome::Done => {}
+        Outcome::Refused { retry_in, own_fault } => {
+            wait(conn, claim, operation, now, *retry_in, None, *own_fault).await?;
+        }
+        Outcome::Ambiguous { retry_in } => {
+            let began = now - result.attempt.as_ref().map_or(Duration::ZERO, |attempt| attempt.took);
+            wait(conn, claim, operation, now, *retry_in, Some(began), false).await?;
+        }
+        Outcome::RoomFault { reason } => lane.hold = Some(reason.clone()),
+        Outcome::OwnFault { .. } if operation.kind.holds_its_lane() || closes(operation) => {
+            lane.hold = Some(format!("{} {} was refused for good", operation.kind.as_str(), operation.outbox_id));
+        }
+        Outcome::OwnFault { .. } | Outcome::ParentDead => {
+            lane.gone += bury(conn, claim, result, now, settled).await?;
+        }
+        Outcome::NotThere => lane.gone += withdraw(conn, claim, operation, now).await?,
+    }
+    Ok(())
+}
+
+fn closes(operation: &ClaimedOperation) -> bool {
+    matches!(operation.mode, super::Mode::Close { .. })
+}
+
+/// The operation stays live and is due later.
+async fn wait(
+    conn: &mut PgConnection,
+    claim: LaneClaim,
+    operation: &ClaimedOperation,
+    now: OffsetDateTime,
+    retry_in: Duration,
+    maybe_sent_at: Option<OffsetDateTime>,
+    own_fault: bool,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        r#"
+        update outbox
+        set due_at = $4,
+            maybe_sent_at = coalesce(maybe_sent_at, $5),
+            attempts = attempts + $6,
+            failures = failures + 1,
+            first_failed_at = coalesce(first_failed_at, $7)
+        where conversation_id = $1 and lane_id = $2 and seq = $3
+        "#,
+        claim.conversation_id.as_uuid(),
+        claim.lane_id.as_uuid(),
+        operation.seq,
+        now + retry_in,
+        maybe_sent_at,
+        i32::from(own_fault),
+        now,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// The operation will never be accepted: out of the lane it goes, with the edits of its message if it was what they
+/// edit. What was deleted meanwhile leaves no dead letter, since its text is gone. Returns how many left the lane.
+async fn bury(
+    conn: &mut PgConnection,
+    claim: LaneClaim,
+    result: &OperationResult,
+    now: OffsetDateTime,
+    settled: &mut Settled,
+) -> Result<i32, sqlx::Error> {
+    let operation = &result.operation;
+    let deleted = operation.kind.carries_text()
+        && sqlx::query_scalar!(
+            r#"
+            select deleted_at is not null as "deleted!" from messages
+            where conversation_id = $1 and message_id = $2
+            "#,
+            claim.conversation_id.as_uuid(),
+            operation.subject_id,
+        )
+        .fetch_optional(&mut *conn)
+        .await?
+        .unwrap_or(false);
+    if deleted {
+        return withdraw(conn, claim, operation, now).await;
+    }
+    let (cause, hint) = match &result.outcome {
+        Outcome::OwnFault { hint } => ("own_fault", *hint),
+        _ => ("parent_dead", "requeue the message that it belongs to"),
+    };
+    let errcode = result.attempt.as_ref().and_then(|attempt| attempt.errcode.clone());
+    let with_edits = operation.kind == Kind::Message;
+    let moved = sqlx::query!(
+        r#"
+        with gone as (
+            delete from outbox
+            where conversation_id = $1 and lane_id = $2
+                and (seq = $3 or ($4 and kind = 'edit' and subject_id = $5))
+            returning *
+        )
+        insert into dead_letters (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision,
+            target_outbox_id, enqueued_at, expires_at, attempts, maybe_sent_at, sender, device, trace, cause, errcode,
+            hint, died_at)
+        select conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, target_outbox_id, enqueued_at,
+            expires_at, attempts + (seq = $3)::integer, maybe_sent_at, sender, device, trace,
+            case when seq = $3 then $6 else 'parent_dead' end,
+            case when seq = $3 then $7 end,
+            case when seq = $3 then $8 else 'requeue the message that it belongs to' end,
+            $9
+        from gone
+        "#,
+        claim.conversation_id.as_uuid(),
+        claim.lane_id.as_uuid(),
+        operation.seq,
+        with_edits,
+        operation.subject_id,
+        cause,
+        errcode,
+        hint,
+        now,
+    )
+    .execute(conn)
+    .await?
+    .rows_affected();
+    settled.died += moved;
+    Ok(i32::try_from(moved).unwrap_or(i32::MAX))
+}
+
+/// The operation leaves without having arrived, as far as anyone knows. If it may have been sent, that is remembered, so
+/// that late evidence still brings its redaction. A redaction whose target was found meanwhile stays.
+async fn withdraw(
+    conn: &mut PgConnection,
+    claim: LaneClaim,
+    operation: &ClaimedOperation,
+    now: OffsetDateTime,
+) -> Result<i32, sqlx::Error> {
+    let target = operation.target.as_ref().map(|target| target.outbox_id.as_uuid());
+    let gone = sqlx::query!(
+        r#"
+        with gone as (
+            delete from outbox o
+            where o.conversation_id = $1 and o.lane_id = $2 and o.seq = $3
+                and not exists (
+                    select 1 from sent_events s where s.conversation_id = $1 and s.outbox_id = $4
+                )
+            returning *
+        ), remembered as (
+            insert into withdrawn_operations (conversation_id, lane_id, outbox_id, kind, subject_id, revision,
+                maybe_sent_at, sender, device, reason, withdrawn_at)
+            select conversation_id, lane_id, outbox_id, kind, subject_id, revision, maybe_sent_at, sender, device,
+                'not_found', $5
+            from gone
+            where maybe_sent_at is not null and kind in ('message', 'edit')
+            on conflict do nothing
+        )
+        select count(*) as "gone!" from gone
+        "#,
+        claim.conversation_id.as_uuid(),
+        claim.lane_id.as_uuid(),
+        operation.seq,
+        target,
+        now,
+    )
+    .fetch_one(conn)
+    .await?
+    .gone;
+    Ok(i32::try_from(gone).unwrap_or(0))
+}
+
+async fn append_attempts(
+    conn: &mut PgConnection,
+    worker_id: WorkerId,
+    now: OffsetDateTime,
+    lanes: &HashMap<(ConversationId, LaneId), Lane<'_>>,
+) -> Result<(), sqlx::Error> {
+    let (mut conversations, mut ids, mut began, mut outcomes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut statuses, mut errcodes, mut details, mut durations) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for lane in lanes.values() {
+        for result in &lane.settlement.results {
+            let Some(attempt) = &result.attempt else { continue };
+            conversations.push(lane.settlement.claim.conversation_id.as_uuid());
+            ids.push(result.operation.outbox_id.as_uuid());
+            began.push(now - attempt.took);
+            outcomes.push(result.outcome.as_str().to_owned());
+            statuses.push(attempt.http_status);
+            errcodes.push(attempt.errcode.clone());
+            details.push(attempt.detail.clone());
+            durations.push(i32::try_from(attempt.took.as_millis()).unwrap_or(i32::MAX));
+        }
+    }
+    if ids.is_empty() {
+        return Ok(());
+    }
+    sqlx::query!(
+        r#"
+        insert into attempts (conversation_id, outbox_id, attempted_at, worker_id, outcome, http_status, errcode,
+            detail, duration_ms)
+        select c.conversation_id, c.outbox_id, c.attempted_at, $9, c.outcome, c.http_status, c.errcode, c.detail,
+            c.duration_ms
+        from unnest($1::uuid[], $2::uuid[], $3::timestamptz[], $4::text[], $5::integer[], $6::text[], $7::text[],
+            $8::integer[]) as c (conversation_id, outbox_id, attempted_at, outcome, http_status, errcode, detail,
+            duration_ms)
+        "#,
+        &conversations,
+        &ids,
+        &began,
+        &outcomes,
+        &statuses as &[Option<i32>],
+        &errcodes as &[Option<String>],
+        &details as &[Option<String>],
+        &durations,
+        worker_id.as_uuid(),
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Releases the lanes: what is left of them is due with its first operation, and frozen up to the last that was or may
+/// have been sent.
+async fn release(
+    conn: &mut PgConnection,
+    now: OffsetDateTime,
+    lanes: &HashMap<(ConversationId, LaneId), Lane<'_>>,
+) -> Result<(), sqlx::Error> {
+    let (mut conversations, mut ids, mut epochs) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut gone, mut sent_through, mut holds) = (Vec::new(), Vec::new(), Vec::new());
+    for lane in lanes.values() {
+        conversations.push(lane.settlement.claim.conversation_id.as_uuid());
+        ids.push(lane.settlement.claim.lane_id.as_uuid());
+        epochs.push(lane.settlement.claim.epoch);
+        gone.push(lane.gone);
+        sent_through.push(lane.sent_through);
+        holds.push(lane.hold.clone());
+    }
+    let released = sqlx::query!(
+        r#"
+        update lanes l
+        set open = l.open - c.gone,
+            owner = null,
+            leased_until = null,
+            claimed_at = null,
+            hold = coalesce(c.hold, l.hold),
+            due_at = case when coalesce(c.hold, l.hold) is null
+                then outbox_due(l.conversation_id, l.lane_id, $7) end,
+            frozen_through = least(l.frozen_through, greatest(c.sent_through, coalesce((
+                select max(o.seq) from outbox o
+                where o.conversation_id = l.conversation_id and o.lane_id = l.lane_id
+                    and o.seq <= l.frozen_through and o.maybe_sent_at is not null
+            ), 0)))
+        from unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::integer[], $5::bigint[], $6::text[])
+            as c (conversation_id, lane_id, epoch, gone, sent_through, hold)
+        where l.conversation_id = c.conversation_id and l.lane_id = c.lane_id and l.epoch = c.epoch
+        "#,
+        &conversations,
+        &ids,
+        &epochs,
+        &gone,
+        &sent_through,
+        &holds as &[Option<String>],
+        now,
+    )
+    .execute(conn)
+    .await?
+    .rows_affected();
+    debug_assert_eq!(released, lanes.len() as u64, "every lane that was locked is released");
+    Ok(())
+}

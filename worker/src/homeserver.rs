@@ -1,0 +1,365 @@
+//! The homeserver, as the worker needs it: one method for each thing asked of it, and one type for everything that can
+//! come instead of an answer.
+//!
+//! A [`Failure`] is a fact, not yet a judgement: what it means for an operation is decided in `verdict`.
+
+use std::{fmt, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use ruma::{
+    OwnedEventId, OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomId as RumaRoomId,
+    api::{
+        OutgoingRequest, SupportedVersions,
+        auth_scheme::{AuthScheme, SendAccessToken},
+        client::{
+            account::whoami,
+            alias::get_alias,
+            authenticated_media::get_media_config,
+            discovery::get_capabilities,
+            membership::{invite_user, join_room_by_id},
+            message::send_message_event,
+            room::create_room,
+            state::{get_state_events, send_state_event},
+        },
+        error::{Error as MatrixError, ErrorBody, ErrorKind, FromHttpResponseError, RetryAfter},
+    },
+    serde::Raw,
+};
+use ruma_client::{Client, HttpClient};
+use secrecy::ExposeSecret as _;
+use serde_json::value::RawValue;
+use shared::{
+    config::MatrixConfig,
+    ids::{EventId, MatrixUserId, OutboxId, RoomId},
+};
+
+/// Error texts of a homeserver are kept up to this many characters: enough to recognise them, too few for content.
+const MAX_DETAIL_CHARS: usize = 200;
+
+/// Idle connections kept for the next request.
+const MAX_IDLE_CONNECTIONS: usize = 256;
+
+/// What came instead of the answer that was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// The request never left: nobody listens, the name is unknown, the handshake failed.
+    NotSent(String),
+    /// The request may have arrived, its answer did not: timeout, cut connection, an answer that makes no sense.
+    NoAnswer(String),
+    /// The homeserver said no.
+    Refused(Refusal),
+}
+
+/// A refusal by the homeserver, or by what stands before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) status: u16,
+    pub(crate) errcode: Option<String>,
+    pub(crate) retry_after: Option<Duration>,
+    pub(crate) detail: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotSent(detail) => write!(f, "not sent: {detail}"),
+            Self::NoAnswer(detail) => write!(f, "no answer: {detail}"),
+            Self::Refused(Refusal { status, errcode, detail, .. }) => {
+                write!(f, "{status} {}: {detail}", errcode.as_deref().unwrap_or("without a Matrix error code"))
+            }
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// The HTTP client below ruma's: it keeps what ruma's error types lose, the Retry-After of an answer that is not JSON.
+#[derive(Debug, Clone)]
+struct Transport(reqwest::Client);
+
+#[derive(Debug)]
+enum TransportError {
+    Http(reqwest::Error),
+    NotMatrix(Refusal),
+}
+
+impl fmt::Display for TransportError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http(error) => error.fmt(f),
+            Self::NotMatrix(refusal) => Failure::Refused(refusal.clone()).fmt(f),
+        }
+    }
+}
+
+impl HttpClient for Transport {
+    type RequestBody = BytesMut;
+    type ResponseBody = Bytes;
+    type Error = TransportError;
+
+    async fn send_http_request(
+        &self,
+        request: http::Request<BytesMut>,
+    ) -> Result<http::Response<Bytes>, TransportError> {
+        let request = request.map(BytesMut::freeze).try_into().map_err(TransportError::Http)?;
+        let mut answer = self.0.execute(request).await.map_err(TransportError::Http)?;
+        let mut response = http::Response::new(Bytes::new());
+        *response.status_mut() = answer.status();
+        std::mem::swap(response.headers_mut(), answer.headers_mut());
+        *response.body_mut() = answer.bytes().await.map_err(TransportError::Http)?;
+        let status = response.status();
+        if (status.is_client_error() || status.is_server_error())
+            && serde_json::from_slice::<&RawValue>(response.body()).is_err()
+        {
+            let retry_after = response
+                .headers()
+                .get(http::header::RETRY_AFTER)
+                .and_then(|value| value.to_str().ok()?.trim().parse().ok())
+                .map(Duration::from_secs);
+            return Err(TransportError::NotMatrix(Refusal {
+                status: status.as_u16(),
+                errcode: None,
+                retry_after,
+                detail: "an answer that is not Matrix' (a proxy's page?)".to_owned(),
+            }));
+        }
+        Ok(response)
+    }
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(MAX_DETAIL_CHARS).collect()
+}
+
+/// What an HTTP error says, without the URL, which carries room and transaction ids.
+fn describe(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    shortened(&text)
+}
+
+impl From<ruma_client::Error<TransportError, MatrixError>> for Failure {
+    fn from(error: ruma_client::Error<TransportError, MatrixError>) -> Self {
+        use ruma_client::Error;
+        match error {
+            Error::Response(TransportError::Http(error)) if error.is_connect() => Self::NotSent(describe(error)),
+            Error::Response(TransportError::Http(error)) => Self::NoAnswer(describe(error)),
+            Error::Response(TransportError::NotMatrix(refusal)) => Self::Refused(refusal),
+            Error::FromHttpResponse(FromHttpResponseError::Server(error)) => Self::Refused(refusal(&error)),
+            Error::FromHttpResponse(error) => Self::NoAnswer(shortened(&error.to_string())),
+            error => Self::NotSent(shortened(&error.to_string())),
+        }
+    }
+}
+
+fn refusal(error: &MatrixError) -> Refusal {
+    let status = error.status_code.as_u16();
+    match &error.body {
+        ErrorBody::Standard(body) => Refusal {
+            status,
+            errcode: Some(shortened(body.kind.errcode().as_ref())),
+            retry_after: match &body.kind {
+                ErrorKind::LimitExceeded(data) => data.retry_after.as_ref().and_then(|after| match after {
+                    RetryAfter::Delay(delay) => Some(*delay),
+                    RetryAfter::DateTime(_) => None,
+                }),
+                _ => None,
+            },
+            detail: shortened(&body.message),
+        },
+        ErrorBody::Json(_) | ErrorBody::NotJson { .. } => {
+            Refusal { status, errcode: None, retry_after: None, detail: "without a Matrix error".to_owned() }
+        }
+    }
+}
+
+/// Who a token speaks as.
+#[derive(Debug, Clone)]
+pub(crate) struct Whoami {
+    pub(crate) user_id: String,
+    pub(crate) device_id: Option<String>,
+}
+
+/// One state event of a room.
+#[derive(Debug, Clone, serde::Deserialize)]
+pub(crate) struct StateEvent {
+    pub(crate) r#type: String,
+    pub(crate) state_key: String,
+    pub(crate) sender: String,
+    pub(crate) content: serde_json::Value,
+}
+
+/// A room to be created.
+#[derive(Debug, Clone)]
+pub(crate) struct NewRoom {
+    pub(crate) alias_localpart: String,
+    pub(crate) name: Option<String>,
+    pub(crate) invite: Vec<MatrixUserId>,
+    /// Type and content of state events with an empty state key.
+    pub(crate) state: Vec<(&'static str, serde_json::Value)>,
+}
+
+/// The homeserver, spoken to as the service account.
+#[derive(Debug, Clone)]
+pub(crate) struct Homeserver {
+    client: Client<Transport>,
+    service_user: MatrixUserId,
+}
+
+fn invalid(what: &str) -> Failure {
+    Failure::NotSent(format!("{what} is not a valid Matrix id"))
+}
+
+fn room(room_id: &RoomId) -> Result<OwnedRoomId, Failure> {
+    RumaRoomId::parse(room_id.as_str()).map_err(|_| invalid("the room id"))
+}
+
+fn user(user_id: &MatrixUserId) -> Result<OwnedUserId, Failure> {
+    OwnedUserId::try_from(user_id.as_str()).map_err(|_| invalid("the user id"))
+}
+
+fn event(event_id: &OwnedEventId) -> EventId {
+    EventId::from(event_id.to_string())
+}
+
+impl Homeserver {
+    /// Sets up the client; nothing is asked of the homeserver yet, so that a worker starts while it is away.
+    pub(crate) async fn new(config: &MatrixConfig, timeout: Duration) -> anyhow::Result<Self> {
+        let http = reqwest::Client::builder()
+            .timeout(timeout)
+            .connect_timeout(timeout)
+            .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
+            .tcp_nodelay(true)
+            .redirect(reqwest::redirect::Policy::none())
+            .user_agent(concat!("matrix-outbox/", env!("CARGO_PKG_VERSION")))
+            .build()?;
+        // Said here, not asked: the paths used have been stable since 1.1.
+        let versions = SupportedVersions::from_parts(&["v1.1".to_owned(), "v1.11".to_owned()], &Default::default());
+        let client = Client::builder()
+            .homeserver_url(config.homeserver_url.as_str().trim_end_matches('/').to_owned())
+            .access_token(Some(config.access_token.expose_secret().to_owned()))
+            .supported_matrix_versions(versions)
+            .http_client(Transport(http))
+            .await
+            .map_err(Failure::from)?;
+        Ok(Self { client, service_user: config.service_user.clone() })
+    }
+
+    /// The account that it speaks as.
+    pub(crate) fn service_user(&self) -> &MatrixUserId {
+        &self.service_user
+    }
+
+    async fn ask<R>(&self, request: R) -> Result<R::IncomingResponse, Failure>
+    where
+        R: OutgoingRequest<EndpointError = MatrixError>,
+        for<'a> R::Authentication: AuthScheme<Input<'a> = SendAccessToken<'a>>,
+        R::PathBuilder: ruma_client::SupportedPathBuilder,
+    {
+        self.client.send_request(request).await.map_err(Failure::from)
+    }
+
+    /// Who the token speaks as.
+    pub(crate) async fn whoami(&self) -> Result<Whoami, Failure> {
+        let answer = self.ask(whoami::v3::Request::new()).await?;
+        Ok(Whoami { user_id: answer.user_id.to_string(), device_id: answer.device_id.map(|device| device.to_string()) })
+    }
+
+    /// The room version that new rooms get.
+    pub(crate) async fn default_room_version(&self) -> Result<String, Failure> {
+        let answer = self.ask(get_capabilities::v3::Request::new()).await?;
+        Ok(answer.capabilities.room_versions.default.to_string())
+    }
+
+    /// The largest file that it takes, in bytes.
+    pub(crate) async fn upload_limit(&self) -> Result<u64, Failure> {
+        let answer = self.ask(get_media_config::v1::Request::new()).await?;
+        Ok(answer.upload_size.into())
+    }
+
+    /// Sends an event under a transaction id.
+    pub(crate) async fn send(
+        &self,
+        room_id: &RoomId,
+        event_type: &str,
+        outbox_id: OutboxId,
+        content: &RawValue,
+    ) -> Result<EventId, Failure> {
+        let request = send_message_event::v3::Request::new_raw(
+            room(room_id)?,
+            outbox_id.to_string().into(),
+            event_type.into(),
+            Raw::from_json(content.to_owned()),
+        );
+        Ok(event(&self.ask(request).await?.event_id))
+    }
+
+    /// Creates a room.
+    pub(crate) async fn create_room(&self, new: &NewRoom) -> Result<RoomId, Failure> {
+        let mut request = create_room::v3::Request::new();
+        request.preset = Some(create_room::v3::RoomPreset::PrivateChat);
+        request.room_alias_name = Some(new.alias_localpart.clone());
+        request.name.clone_from(&new.name);
+        request.invite = new.invite.iter().map(user).collect::<Result<_, _>>()?;
+        request.initial_state = new
+            .state
+            .iter()
+            .map(|(event_type, content)| {
+                let event = serde_json::json!({"type": event_type, "state_key": "", "content": content});
+                serde_json::value::to_raw_value(&event).map(Raw::from_json)
+            })
+            .collect::<Result<_, _>>()
+            .map_err(|error| Failure::NotSent(error.to_string()))?;
+        Ok(RoomId::from(self.ask(request).await?.room_id.to_string()))
+    }
+
+    /// The room of an alias, if it has one.
+    pub(crate) async fn resolve_alias(&self, alias: &str) -> Result<Option<RoomId>, Failure> {
+        let alias = OwnedRoomAliasId::try_from(alias).map_err(|_| invalid("the room alias"))?;
+        match self.client.send_request(get_alias::v3::Request::new(alias)).await.map_err(Failure::from) {
+            Ok(answer) => Ok(Some(RoomId::from(answer.room_id.to_string()))),
+            Err(Failure::Refused(refusal)) if refusal.errcode.as_deref() == Some("M_NOT_FOUND") => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// The whole state of a room that the service account is in.
+    pub(crate) async fn state(&self, room_id: &RoomId) -> Result<Vec<StateEvent>, Failure> {
+        let answer = self.ask(get_state_events::v3::Request::new(room(room_id)?)).await?;
+        Ok(answer.room_state.iter().filter_map(|event| serde_json::from_str(event.json().get()).ok()).collect())
+    }
+
+    /// Sets a state event with an empty state key.
+    pub(crate) async fn set_state(
+        &self,
+        room_id: &RoomId,
+        event_type: &str,
+        content: &serde_json::Value,
+    ) -> Result<(), Failure> {
+        let content = serde_json::value::to_raw_value(content).map_err(|error| Failure::NotSent(error.to_string()))?;
+        let request = send_state_event::v3::Request::new_raw(
+            room(room_id)?,
+            event_type.into(),
+            String::new(),
+            Raw::from_json(content),
+        );
+        self.ask(request).await.map(|_| ())
+    }
+
+    /// Joins a room.
+    pub(crate) async fn join(&self, room_id: &RoomId) -> Result<(), Failure> {
+        self.ask(join_room_by_id::v3::Request::new(room(room_id)?)).await.map(|_| ())
+    }
+
+    /// Invites a user.
+    pub(crate) async fn invite(&self, room_id: &RoomId, invitee: &MatrixUserId) -> Result<(), Failure> {
+        let recipient =
+            invite_user::v3::InvitationRecipient::UserId(invite_user::v3::InviteUserId::new(user(invitee)?));
+        self.ask(invite_user::v3::Request::new(room(room_id)?, recipient)).await.map(|_| ())
+    }
+}

@@ -1,0 +1,213 @@
+//! The worker: it drains the outbox to Matrix and writes event ids back.
+//!
+//! ```text
+//!   coordinator ─claims─▶ backend ─▶ apalis ─▶ deliver ─▶ room, prepare, homeserver, verdict ─▶ coordinator ─settles
+//! ```
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, bail};
+use apalis::layers::WorkerBuilderExt as _;
+use apalis_core::{
+    monitor::Monitor,
+    task::data::Data,
+    worker::{builder::WorkerBuilder, ext::parallelize::ParallelizeExt as _},
+};
+use metrics_exporter_prometheus::PrometheusHandle;
+use shared::{
+    config::{DeliveryConfig, MatrixConfig, programs::WorkerSettings},
+    database::{self, Limits},
+    ids::WorkerId,
+    outbox::WakeListener,
+    seal::KeyRing,
+};
+use sqlx::PgPool;
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, mpsc},
+    time::sleep,
+};
+use tokio_util::sync::CancellationToken;
+
+mod backend;
+mod coordinator;
+mod deliver;
+pub mod doctor;
+mod homeserver;
+mod maintenance;
+mod prepare;
+mod room;
+mod status;
+mod verdict;
+
+use backend::Batches;
+use coordinator::{Batch, Coordinator, Identity, Pace};
+use deliver::Deliverer;
+use homeserver::{Failure, Homeserver, Whoami};
+use room::Rooms;
+
+/// How long the worker waits between questions to a homeserver that does not answer at start.
+const WHOAMI_PAUSE: Duration = Duration::from_secs(1);
+
+/// The worker, listening for scrapes and ready to run.
+#[derive(Debug)]
+pub struct Worker {
+    config: WorkerSettings,
+    pool: PgPool,
+    listener: TcpListener,
+    metrics: PrometheusHandle,
+}
+
+impl Worker {
+    /// Sets up the pool (which connects when first used) and the listener of metrics and health.
+    pub async fn bind(config: WorkerSettings, metrics: PrometheusHandle) -> anyhow::Result<Self> {
+        // The process' TLS provider; a second worker in one process (tests) finds it set.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let pool = database::pool(&config.database, "matrix-outbox worker", Limits::WORKERS)?;
+        let listener = TcpListener::bind(config.delivery.listen).await.context("cannot listen for metrics")?;
+        Ok(Self { config, pool, listener, metrics })
+    }
+
+    /// Where metrics and health are served.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Works until the token is cancelled; then finishes or hands back what is under way.
+    pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        let worker_id = WorkerId::generate();
+        tracing::info!(worker.id = %worker_id, listen = %self.address()?, "worker starts");
+        let served = CancellationToken::new();
+        let status = tokio::spawn(status::serve(self.listener, self.pool.clone(), self.metrics, served.clone()));
+        tokio::spawn(stop.clone().run_until_cancelled_owned(maintenance::run(self.pool.clone())));
+        let ended = match self.config.matrix {
+            Some(matrix) => {
+                deliver_until(
+                    self.pool.clone(),
+                    self.config.delivery,
+                    self.config.content_keys,
+                    &matrix,
+                    worker_id,
+                    stop,
+                )
+                .await
+            }
+            None => {
+                tracing::info!("Matrix is not enabled: nothing is claimed");
+                stop.cancelled().await;
+                Ok(())
+            }
+        };
+        served.cancel();
+        let _ = status.await;
+        self.pool.close().await;
+        tracing::info!("worker stopped");
+        ended
+    }
+}
+
+async fn deliver_until(
+    pool: PgPool,
+    config: DeliveryConfig,
+    keys: KeyRing,
+    matrix: &MatrixConfig,
+    worker_id: WorkerId,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let homeserver = Homeserver::new(matrix, config.http_timeout).await?;
+    let Some(device) = stop.run_until_cancelled(identify(&homeserver, matrix)).await.transpose()? else {
+        return Ok(());
+    };
+    tracing::info!(
+        homeserver = %matrix.homeserver_url,
+        sender = %matrix.service_user,
+        "Matrix client initialized"
+    );
+    let look = Arc::new(Notify::new());
+    WakeListener::start(pool.clone(), Arc::clone(&look), stop.clone());
+    let pace = Arc::new(Pace::default());
+    let deliverer = Arc::new(Deliverer {
+        keys,
+        rooms: Rooms::new(pool.clone(), homeserver.clone()),
+        homeserver,
+        pace: Arc::clone(&pace),
+        http_timeout: config.http_timeout,
+        backoff: config.backoff,
+    });
+    let identity = Identity { worker_id, sender: matrix.service_user.to_string(), device };
+    let (batches, receiver) = mpsc::channel(config.slots);
+    let coordinator = Arc::new(Coordinator::new(pool, config, identity, pace, look, stop));
+    let monitor = monitor(&Batches::new(receiver), &deliverer);
+    let coordinating = tokio::spawn(coordinator.run(batches));
+    // Ends when the coordinator has closed the channel; a stop that took too long leaves sends to their leases.
+    tokio::select! {
+        ended = monitor.run() => ended.context("the apalis monitor failed")?,
+        ended = coordinating => ended.context("the coordinator failed")?,
+    }
+    Ok(())
+}
+
+/// The apalis runtime around delivery: each batch is a task of its own, and a panic ends that batch only.
+fn monitor(batches: &Batches, deliverer: &Arc<Deliverer>) -> Monitor {
+    let (batches, deliverer) = (batches.clone(), Arc::clone(deliverer));
+    Monitor::new()
+        .register(move |restarts| {
+            if restarts > 0 {
+                tracing::warn!(restarts, "the apalis worker restarts");
+            }
+            WorkerBuilder::new("delivery")
+                .backend(batches.clone())
+                .data(Arc::clone(&deliverer))
+                .catch_panic()
+                .parallelize(tokio::spawn)
+                .build(deliver)
+        })
+        .should_restart(|_, error| {
+            tracing::error!(%error, "the apalis worker ended");
+            true
+        })
+}
+
+async fn deliver(batch: Batch, deliverer: Data<Arc<Deliverer>>) {
+    deliverer.deliver(batch).await;
+}
+
+/// Asks the homeserver who the token speaks as, and refuses what could double messages. While the homeserver is away it
+/// is asked again.
+///
+/// Returns the device; empty when there is none and that was allowed.
+async fn identify(homeserver: &Homeserver, matrix: &MatrixConfig) -> anyhow::Result<String> {
+    loop {
+        match homeserver.whoami().await {
+            Ok(whoami) => return check_identity(&whoami, matrix),
+            Err(failure @ Failure::Refused(homeserver::Refusal { status: 401 | 403, .. })) => {
+                bail!("the homeserver does not accept MATRIX_ACCESS_TOKEN: {failure}")
+            }
+            Err(failure) => {
+                tracing::warn!(error = %failure, "homeserver does not say who we are yet; asking again");
+                sleep(WHOAMI_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn check_identity(whoami: &Whoami, matrix: &MatrixConfig) -> anyhow::Result<String> {
+    if whoami.user_id != matrix.service_user.as_str() {
+        bail!("MATRIX_ACCESS_TOKEN belongs to {}, but MATRIX_SERVICE_USER is {}", whoami.user_id, matrix.service_user);
+    }
+    match (&whoami.device_id, &matrix.device_id) {
+        (Some(device), Some(wanted)) if device != wanted => {
+            bail!("MATRIX_ACCESS_TOKEN belongs to the device {device}, but MATRIX_DEVICE_ID is {wanted}")
+        }
+        (Some(device), _) => Ok(device.clone()),
+        (None, _) if matrix.allow_token_without_device => {
+            tracing::warn!("the token has no device: after a restart of the homeserver a retry may double a message");
+            Ok(String::new())
+        }
+        (None, _) => bail!(
+            "MATRIX_ACCESS_TOKEN has no device, so the homeserver would not remember what was sent across its own \
+             restart, and retries could double messages. Log in with a device_id, or set \
+             MATRIX_ALLOW_TOKEN_WITHOUT_DEVICE=true to run all the same"
+        ),
+    }
+}

@@ -1,0 +1,194 @@
+//! The room of a conversation: a step before any send, cheap once the room is known to be whole.
+//!
+//! The alias `#nova-conv-<conversation id>` is the room's idempotency key. Creating a room is not atomic on the
+//! homeserver and its answer may be lost, so whatever a failed creation says, the alias is asked: a room that has it and
+//! is ours is repaired and adopted.
+
+use std::collections::HashMap;
+
+use moka::future::Cache;
+use serde_json::{Value, json};
+use shared::{
+    chat::{self, RoomPlan},
+    ids::{ConversationId, MatrixUserId, RoomId},
+};
+use sqlx::PgPool;
+
+use crate::homeserver::{Failure, Homeserver, NewRoom, Refusal, StateEvent};
+
+/// Rooms kept in memory: about 200 bytes each.
+const CACHED_ROOMS: u64 = 100_000;
+
+/// Marks a room as that of a conversation.
+const MARKER: &str = "com.nova.conversation";
+
+/// Why there is no room to send to.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RoomError {
+    /// The homeserver failed or refused.
+    #[error(transparent)]
+    Homeserver(#[from] Failure),
+    /// The alias belongs to a room that is not ours.
+    #[error("the alias {0} belongs to a room that is not ours")]
+    NotOurs(String),
+    /// The database did not answer.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+    /// The conversation is gone.
+    #[error("the conversation is gone")]
+    Gone,
+}
+
+/// Finds or makes rooms.
+#[derive(Debug)]
+pub(crate) struct Rooms {
+    pool: PgPool,
+    homeserver: Homeserver,
+    whole: Cache<ConversationId, RoomId>,
+}
+
+impl Rooms {
+    pub(crate) fn new(pool: PgPool, homeserver: Homeserver) -> Self {
+        Self { pool, homeserver, whole: Cache::new(CACHED_ROOMS) }
+    }
+
+    /// Remembers a room that the database knows to be whole.
+    pub(crate) async fn learn(&self, conversation_id: ConversationId, room_id: &RoomId) {
+        self.whole.insert(conversation_id, room_id.clone()).await;
+    }
+
+    /// The room of a conversation, whole: ours, marked, with its settings, and everyone invited who belonged to the
+    /// conversation at `seq`.
+    ///
+    /// No connection or lock is held while the homeserver is asked.
+    pub(crate) async fn ensure(&self, conversation_id: ConversationId, seq: i64) -> Result<RoomId, RoomError> {
+        if let Some(room_id) = self.whole.get(&conversation_id).await {
+            return Ok(room_id);
+        }
+        let (known, plan) = {
+            let mut conn = self.pool.acquire().await?;
+            let known = chat::load_room_mapping(&mut conn, conversation_id).await?;
+            let plan = chat::room_plan(&mut conn, conversation_id, seq).await?;
+            (known, plan.ok_or(RoomError::Gone)?)
+        };
+        let room_id = match known {
+            Some((room_id, true)) => room_id,
+            Some((room_id, false)) => self.make_whole(conversation_id, room_id, &plan).await?,
+            None => self.create(conversation_id, &plan).await?,
+        };
+        self.whole.insert(conversation_id, room_id.clone()).await;
+        Ok(room_id)
+    }
+
+    async fn create(&self, conversation_id: ConversationId, plan: &RoomPlan) -> Result<RoomId, RoomError> {
+        let alias_localpart = format!("nova-conv-{conversation_id}");
+        let alias = format!("#{alias_localpart}:{}", self.homeserver.service_user().server());
+        // Asked first: after a crash the room usually stands, and a second creation would only be refused.
+        if let Some(room_id) = self.homeserver.resolve_alias(&alias).await? {
+            return self.adopt(conversation_id, &alias, room_id, plan).await;
+        }
+        let new = NewRoom {
+            alias_localpart,
+            name: plan.name.clone(),
+            invite: self.members(plan),
+            state: settings(conversation_id).into_iter().collect(),
+        };
+        match self.homeserver.create_room(&new).await {
+            Ok(room_id) => {
+                metrics::counter!("matrix_room_creation_total", "result" => "created").increment(1);
+                self.save(conversation_id, &room_id, true).await
+            }
+            Err(failure @ (Failure::NotSent(_) | Failure::Refused(Refusal { status: 429, .. }))) => {
+                metrics::counter!("matrix_room_creation_total", "result" => "failed").increment(1);
+                Err(failure.into())
+            }
+            Err(failure) => {
+                tracing::info!(conversation.id = %conversation_id, error = %failure, "room creation failed, asking its alias");
+                match self.homeserver.resolve_alias(&alias).await? {
+                    Some(room_id) => self.adopt(conversation_id, &alias, room_id, plan).await,
+                    None => {
+                        metrics::counter!("matrix_room_creation_total", "result" => "failed").increment(1);
+                        Err(failure.into())
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes a room that stands under our alias, if it is ours.
+    async fn adopt(
+        &self,
+        conversation_id: ConversationId,
+        alias: &str,
+        room_id: RoomId,
+        plan: &RoomPlan,
+    ) -> Result<RoomId, RoomError> {
+        let state = self.state(&room_id).await?;
+        let ours = state
+            .get(&("m.room.create".to_owned(), String::new()))
+            .is_some_and(|create| create.sender == self.homeserver.service_user().as_str());
+        let marker = state.get(&(MARKER.to_owned(), String::new())).map(|marker| &marker.content["conversation_id"]);
+        if !ours || marker.is_some_and(|marked| *marked != json!(conversation_id)) {
+            return Err(RoomError::NotOurs(alias.to_owned()));
+        }
+        self.save(conversation_id, &room_id, false).await?;
+        let room_id = self.make_whole(conversation_id, room_id, plan).await?;
+        metrics::counter!("matrix_room_creation_total", "result" => "adopted").increment(1);
+        Ok(room_id)
+    }
+
+    /// Brings a room that is ours to what it should be: marker, settings, members.
+    async fn make_whole(
+        &self,
+        conversation_id: ConversationId,
+        room_id: RoomId,
+        plan: &RoomPlan,
+    ) -> Result<RoomId, RoomError> {
+        let state = self.state(&room_id).await?;
+        for (event_type, content) in settings(conversation_id) {
+            let current = state.get(&(event_type.to_owned(), String::new())).map(|event| &event.content);
+            if current != Some(&content) {
+                self.homeserver.set_state(&room_id, event_type, &content).await?;
+            }
+        }
+        for member in self.members(plan) {
+            let membership = state
+                .get(&("m.room.member".to_owned(), member.as_str().to_owned()))
+                .and_then(|event| event.content["membership"].as_str());
+            if !matches!(membership, Some("invite" | "join")) {
+                self.homeserver.invite(&room_id, &member).await?;
+            }
+        }
+        self.save(conversation_id, &room_id, true).await
+    }
+
+    /// The state of a room, by type and key. A room whose creation ended before we were in it is joined first.
+    async fn state(&self, room_id: &RoomId) -> Result<HashMap<(String, String), StateEvent>, Failure> {
+        let events = match self.homeserver.state(room_id).await {
+            Err(Failure::Refused(Refusal { status: 403, .. })) => {
+                self.homeserver.join(room_id).await?;
+                self.homeserver.state(room_id).await?
+            }
+            answer => answer?,
+        };
+        Ok(events.into_iter().map(|event| ((event.r#type.clone(), event.state_key.clone()), event)).collect())
+    }
+
+    async fn save(&self, conversation_id: ConversationId, room_id: &RoomId, ready: bool) -> Result<RoomId, RoomError> {
+        let mut conn = self.pool.acquire().await?;
+        Ok(chat::save_room_mapping(&mut conn, conversation_id, room_id, ready).await?)
+    }
+
+    fn members(&self, plan: &RoomPlan) -> Vec<MatrixUserId> {
+        let server = self.homeserver.service_user().server();
+        plan.members.iter().map(|member| MatrixUserId::of(*member, server)).collect()
+    }
+}
+
+/// What every room of ours has beside its preset. Who accepts an invitation later reads from the invitation on.
+fn settings(conversation_id: ConversationId) -> [(&'static str, Value); 2] {
+    [
+        ("m.room.history_visibility", json!({"history_visibility": "invited"})),
+        (MARKER, json!({"conversation_id": conversation_id})),
+    ]
+}
