@@ -65,6 +65,16 @@ pub async fn migrate(pool: &PgPool) -> Result<(), sqlx::migrate::MigrateError> {
     MIGRATIONS.run(pool).await
 }
 
+/// A number that changes with every change of the migrations.
+pub fn schema_fingerprint() -> u64 {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+    let mut hasher = DefaultHasher::new();
+    for migration in MIGRATIONS.iter() {
+        (migration.version, &migration.checksum).hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
 /// True when the database did not answer or could not, so that the same call may succeed later.
 pub fn is_unavailable(error: &sqlx::Error) -> bool {
     match error {

@@ -1,0 +1,302 @@
+//! The product, run as its users run it: the programs as child processes, and clients of the REST API.
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead as _, BufReader},
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use secrecy::SecretString;
+use serde_json::{Value, json};
+
+use super::{
+    eventually,
+    matrix_client::{HomeserverAddress, MatrixClient},
+};
+use crate::{database::unix_time, ids::UserId, token};
+
+/// Signs the tokens of tests.
+pub const JWT_SECRET: &str = "a secret for tests, long enough for HS256";
+
+/// Seals the texts of tests.
+pub const CONTENT_KEYS: &str = "test:AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+
+/// Short leases, polls and backoffs: what takes minutes in production takes tenths of a second in tests.
+const QUICK: [(&str, &str); 6] = [
+    ("OUTBOX_LEASE", "2s"),
+    ("OUTBOX_POLL", "50ms"),
+    ("OUTBOX_HTTP_TIMEOUT", "1s"),
+    ("OUTBOX_BACKOFF", "20ms"),
+    ("LOG_FORMAT", "json"),
+    ("RUST_LOG", "info"),
+];
+
+/// The environment of a program.
+pub type Environment = BTreeMap<String, String>;
+
+/// The environment of `api` on a database.
+pub fn api_environment(database_url: &str) -> Environment {
+    environment(&[
+        ("API_LISTEN", "127.0.0.1:0"),
+        ("DATABASE_URL", database_url),
+        ("CONTENT_KEYS", CONTENT_KEYS),
+        ("JWT_SECRET", JWT_SECRET),
+        ("MATRIX_ENABLED", "true"),
+    ])
+}
+
+/// The environment of `worker` on a database and a homeserver.
+pub fn worker_environment(database_url: &str, account: &MatrixClient) -> Environment {
+    environment(&[
+        ("WORKER_LISTEN", "127.0.0.1:0"),
+        ("DATABASE_URL", database_url),
+        ("CONTENT_KEYS", CONTENT_KEYS),
+        ("MATRIX_ENABLED", "true"),
+        ("MATRIX_HOMESERVER_URL", &account.home().url),
+        ("MATRIX_SERVICE_USER", account.user_id()),
+        ("MATRIX_ACCESS_TOKEN", account.access_token()),
+    ])
+}
+
+fn environment(pairs: &[(&str, &str)]) -> Environment {
+    QUICK.iter().chain(pairs).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+/// The service account on a homeserver, logged in on its device.
+pub async fn service_account(home: &HomeserverAddress) -> MatrixClient {
+    let name = format!("nova-service-{}", uuid::Uuid::new_v4().simple());
+    MatrixClient::register(home, &name, "password").await.expect("an account can be registered");
+    MatrixClient::login(home, &name, "password", "NOVAOUTBOX").await.expect("the account can log in")
+}
+
+/// A program of this workspace, as a child process. Killed when dropped.
+#[derive(Debug)]
+pub struct Program {
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+    address: Option<String>,
+}
+
+/// The path of a program of this workspace: beside the test that runs.
+pub fn program_path(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("the test has a path");
+    let folder = test.parent().and_then(|deps| deps.parent()).expect("tests run from the target folder");
+    let path = folder.join(name);
+    assert!(path.exists(), "{} is missing: build the whole workspace (`make test` does)", path.display());
+    path
+}
+
+impl Program {
+    /// Starts a program with this environment only.
+    pub fn spawn(name: &str, environment: &Environment) -> Self {
+        let mut child = Command::new(program_path(name))
+            .env_clear()
+            .envs(environment)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let lines = Arc::clone(&log);
+        let stderr = child.stderr.take().expect("stderr is piped");
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                lines.lock().unwrap().push(line);
+            }
+        });
+        Self { child, log, address: None }
+    }
+
+    /// Starts a program and waits until it says where it listens.
+    pub async fn start(name: &str, environment: &Environment) -> Self {
+        let mut program = Self::spawn(name, environment);
+        let address = eventually(&format!("{name} listens"), || async {
+            assert!(program.child_is_running(), "{name} ended at start:\n{}", program.log().join("\n"));
+            program.log().iter().find_map(|line| {
+                let line: Value = serde_json::from_str(line).ok()?;
+                line["listen"].as_str().map(str::to_owned)
+            })
+        })
+        .await;
+        program.address = Some(address);
+        program
+    }
+
+    /// `http://host:port` of what it serves.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address.as_deref().expect("the program was started with `start`"))
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    fn child_is_running(&self) -> bool {
+        // A child that has ended and is not waited for answers signals too; its state tells.
+        std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))
+            .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).expect("the process can be signalled");
+    }
+
+    /// Ends it at once, as a crash does.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Waits until it ends by itself.
+    pub async fn ended(&mut self) -> ExitStatus {
+        eventually("the program ends", || async { (!self.child_is_running()).then_some(()) }).await;
+        self.child.wait().expect("the process can be waited for")
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail = &log[log.len().saturating_sub(40)..];
+            eprintln!("--- the last {} log lines of a program:\n{}", tail.len(), tail.join("\n"));
+        }
+    }
+}
+
+/// An answer of the API.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// Its headers, names in lower case.
+    pub headers: BTreeMap<String, String>,
+    /// Its body; null when it is no JSON.
+    pub body: Value,
+}
+
+impl Answer {
+    /// The body, if the status is as expected.
+    #[track_caller]
+    pub fn expect(self, status: u16) -> Value {
+        assert_eq!(self.status, status, "{}", self.body);
+        self.body
+    }
+
+    /// The problem's stable code; empty when the answer is no problem.
+    pub fn code(&self) -> &str {
+        self.body["code"].as_str().unwrap_or_default()
+    }
+}
+
+/// A user of the REST API.
+#[derive(Debug, Clone)]
+pub struct NovaUser {
+    /// The user's id.
+    pub user_id: UserId,
+    base: String,
+    token: String,
+    http: reqwest::Client,
+}
+
+impl NovaUser {
+    /// A new user with a valid token.
+    pub fn new(api: &Program) -> Self {
+        Self::at(&api.url(), UserId::generate())
+    }
+
+    /// A user of an API at this base URL.
+    pub fn at(base: &str, user_id: UserId) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let secret = SecretString::from(JWT_SECRET);
+        let token = token::sign(&secret, user_id, unix_time() + 3600, None).expect("a token can be signed");
+        let http = reqwest::Client::builder().timeout(super::PATIENCE).no_proxy().build().expect("a plain client");
+        Self { user_id, base: base.to_owned(), token, http }
+    }
+
+    /// The same user at another API process.
+    #[must_use]
+    pub fn via(&self, api: &Program) -> Self {
+        Self { base: api.url(), ..self.clone() }
+    }
+
+    /// Sends a request; an error means that no answer came.
+    pub async fn try_call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Answer, reqwest::Error> {
+        let method = method.parse().expect("a method");
+        let mut request = self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        answer(request).await
+    }
+
+    /// Sends a request.
+    pub async fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        self.try_call(method, path, body).await.expect("the API answers")
+    }
+
+    /// Sends a request whose body is these bytes.
+    pub async fn call_raw(&self, path: &str, content_type: &str, body: impl Into<Vec<u8>>) -> Answer {
+        let request = self
+            .http
+            .post(format!("{}{path}", self.base))
+            .bearer_auth(&self.token)
+            .header("content-type", content_type)
+            .body(body.into());
+        answer(request).await.expect("the API answers")
+    }
+
+    /// Sends a GET with this Authorization header, or none.
+    pub async fn get_as(&self, path: &str, authorization: Option<&str>) -> Answer {
+        let mut request = self.http.get(format!("{}{path}", self.base));
+        if let Some(authorization) = authorization {
+            request = request.header("authorization", authorization);
+        }
+        answer(request).await.expect("the API answers")
+    }
+
+    /// Creates a conversation with these members beside the user; returns its id.
+    pub async fn create_conversation(&self, members: &[UserId]) -> String {
+        let body = self.call("POST", "/conversations", Some(&json!({"members": members}))).await.expect(201);
+        body["id"].as_str().expect("an id").to_owned()
+    }
+
+    /// Posts a message.
+    pub async fn post(&self, conversation_id: &str, text: &str) -> Answer {
+        let body = json!({"conversation_id": conversation_id, "plaintext": text});
+        self.call("POST", "/messages", Some(&body)).await
+    }
+
+    /// Reads a message again and again until it is delivered.
+    pub async fn delivered(&self, message_id: &str) -> Value {
+        eventually(&format!("message {message_id} is delivered"), || async {
+            let answer = self.try_call("GET", &format!("/messages/{message_id}"), None).await.ok()?;
+            (answer.body["matrix"]["delivery"] == "delivered").then_some(answer.body)
+        })
+        .await
+    }
+}
+
+async fn answer(request: reqwest::RequestBuilder) -> Result<Answer, reqwest::Error> {
+    let response = request.send().await?;
+    let status = response.status().as_u16();
+    let headers = response
+        .headers()
+        .iter()
+        .map(|(name, value)| (name.as_str().to_owned(), value.to_str().unwrap_or_default().to_owned()))
+        .collect();
+    let body = serde_json::from_slice(&response.bytes().await?).unwrap_or(Value::Null);
+    Ok(Answer { status, headers, body })
+}
