@@ -49,10 +49,12 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let field = error.path().to_string();
         let inner = error.inner();
-        if field == "." && !inner.is_data() {
+        // "." is the body as a whole; "?" is a key that could not even be read.
+        let whole = field == "." || field == "?";
+        if whole && !inner.is_data() {
             ApiError::BadJson(inner.to_string())
         } else {
-            let field = if field == "." { "body".to_owned() } else { field };
+            let field = if whole { "body".to_owned() } else { field };
             ApiError::Invalid(vec![FieldProblem { field, reason: inner.to_string() }])
         }
     })?;

@@ -1,0 +1,6 @@
+//! The API, run as a program against a real Postgres.
+#![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+mod atomicity;
+mod bad_input;
+mod conversations;

@@ -1,0 +1,6 @@
+//! The worker, run as a program against a real Postgres, the fake homeserver and a real Synapse.
+#![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+mod configuration;
+mod scene;
+mod thread;
