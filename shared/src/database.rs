@@ -138,14 +138,19 @@ pub async fn describe(pool: &PgPool) -> Result<String, sqlx::Error> {
     Ok(format!("PostgreSQL {}, schema present", row.version))
 }
 
+/// This machine's clock: for the expiry of tokens and for comparison, never for leases or due times.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads it")]
+fn machine_time() -> time::OffsetDateTime {
+    time::OffsetDateTime::from(std::time::SystemTime::now())
+}
+
 /// How far this machine's clock is from the database's, either way, the round trip included.
 pub async fn clock_offset(pool: &PgPool) -> Result<Duration, sqlx::Error> {
     let theirs = sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(pool).await?;
-    let ours = time::OffsetDateTime::from(std::time::SystemTime::now());
-    Ok((ours - theirs).unsigned_abs())
+    Ok((machine_time() - theirs).unsigned_abs())
 }
 
 /// Seconds since 1970 by this machine's clock, for the expiry of tokens.
 pub fn unix_time() -> i64 {
-    time::OffsetDateTime::from(std::time::SystemTime::now()).unix_timestamp()
+    machine_time().unix_timestamp()
 }

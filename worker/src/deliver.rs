@@ -17,7 +17,7 @@ use shared::{
 use crate::{
     coordinator::{Batch, Pace},
     homeserver::{Failure, Homeserver},
-    prepare::{self, Prepared, Text},
+    prepare::{self, Prepared, Said},
     room::{RoomError, Rooms},
     verdict::{self, Verdict},
 };
@@ -165,14 +165,14 @@ impl Deliverer {
         let body = operation.body.as_deref().ok_or_else(missing)?;
         let author_id = operation.author_id.ok_or_else(missing)?;
         let text = self.keys.open(place, body).map_err(|error| Stop::Ours(error.to_string()))?;
-        let text = Text {
+        let said = Said {
             outbox_id: operation.outbox_id,
             message_id: MessageId::from(operation.subject_id),
             author_id,
             revision: place.revision,
-            text: &text,
+            words: &text,
         };
-        prepare::message(text).map_err(|error| Stop::Ours(error.to_string()))
+        prepare::message(said).map_err(|error| Stop::Ours(error.to_string()))
     }
 
     async fn put(

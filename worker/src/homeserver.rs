@@ -3,7 +3,7 @@
 //!
 //! A [`Failure`] is a fact, not yet a judgement: what it means for an operation is decided in `verdict`.
 
-use std::{fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use ruma::{
@@ -239,7 +239,7 @@ impl Homeserver {
             .user_agent(concat!("matrix-outbox/", env!("CARGO_PKG_VERSION")))
             .build()?;
         // Said here, not asked: the paths used have been stable since 1.1.
-        let versions = SupportedVersions::from_parts(&["v1.1".to_owned(), "v1.11".to_owned()], &Default::default());
+        let versions = SupportedVersions::from_parts(&["v1.1".to_owned(), "v1.11".to_owned()], &BTreeMap::default());
         let client = Client::builder()
             .homeserver_url(config.homeserver_url.as_str().trim_end_matches('/').to_owned())
             .access_token(Some(config.access_token.expose_secret().to_owned()))

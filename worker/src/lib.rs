@@ -80,23 +80,13 @@ impl Worker {
         let served = CancellationToken::new();
         let status = tokio::spawn(status::serve(self.listener, self.pool.clone(), self.metrics, served.clone()));
         tokio::spawn(stop.clone().run_until_cancelled_owned(maintenance::run(self.pool.clone())));
-        let ended = match self.config.matrix {
-            Some(matrix) => {
-                deliver_until(
-                    self.pool.clone(),
-                    self.config.delivery,
-                    self.config.content_keys,
-                    &matrix,
-                    worker_id,
-                    stop,
-                )
-                .await
-            }
-            None => {
-                tracing::info!("Matrix is not enabled: nothing is claimed");
-                stop.cancelled().await;
-                Ok(())
-            }
+        let ended = if let Some(matrix) = self.config.matrix {
+            let (delivery, keys) = (self.config.delivery, self.config.content_keys);
+            deliver_until(self.pool.clone(), delivery, keys, &matrix, worker_id, stop).await
+        } else {
+            tracing::info!("Matrix is not enabled: nothing is claimed");
+            stop.cancelled().await;
+            Ok(())
         };
         served.cancel();
         let _ = status.await;

@@ -7,7 +7,7 @@ use sqlx::PgPool;
 use tokio::time::{MissedTickBehavior, interval};
 
 /// How often to look.
-const EVERY: Duration = Duration::from_secs(3600);
+const EVERY: Duration = Duration::from_hours(1);
 
 /// Runs for ever; a failure is logged and the next round tries again.
 pub(crate) async fn run(pool: PgPool) {

@@ -15,12 +15,12 @@ pub(crate) struct Prepared {
 
 /// A message, as it is to stand in the room.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Text<'a> {
+pub(crate) struct Said<'a> {
     pub(crate) outbox_id: OutboxId,
     pub(crate) message_id: MessageId,
     pub(crate) author_id: UserId,
     pub(crate) revision: i32,
-    pub(crate) text: &'a str,
+    pub(crate) words: &'a str,
 }
 
 /// The author, whom one account speaks for: for our own readers, and for clients that know per-message profiles
@@ -46,12 +46,12 @@ fn object(content: &impl serde::Serialize) -> Result<Map<String, Value>, serde_j
 }
 
 /// `m.room.message` of a message as sent.
-pub(crate) fn message(text: Text<'_>) -> Result<Prepared, serde_json::Error> {
-    let mut content = object(&RoomMessageEventContent::text_plain(text.text))?;
-    mark(&mut content, text.outbox_id);
-    content.insert("com.nova.message_id".into(), json!(text.message_id));
-    content.insert("com.nova.revision".into(), json!(text.revision));
-    name_author(&mut content, text.author_id);
+pub(crate) fn message(said: Said<'_>) -> Result<Prepared, serde_json::Error> {
+    let mut content = object(&RoomMessageEventContent::text_plain(said.words))?;
+    mark(&mut content, said.outbox_id);
+    content.insert("com.nova.message_id".into(), json!(said.message_id));
+    content.insert("com.nova.revision".into(), json!(said.revision));
+    name_author(&mut content, said.author_id);
     Ok(Prepared { event_type: "m.room.message", content: serde_json::value::to_raw_value(&content)? })
 }
 
@@ -65,8 +65,8 @@ mod tests {
         let author: UserId = "550e8400-e29b-41d4-a716-446655440000".parse().unwrap();
         let outbox_id: OutboxId = "0190b5a0-0000-7000-8000-000000000001".parse().unwrap();
         let message_id: MessageId = "0190b5a0-0000-7000-8000-000000000002".parse().unwrap();
-        let text = Text { outbox_id, message_id, author_id: author, revision: 1, text: "hello" };
-        let prepared = message(text).unwrap();
+        let said = Said { outbox_id, message_id, author_id: author, revision: 1, words: "hello" };
+        let prepared = message(said).unwrap();
         assert_eq!(prepared.event_type, "m.room.message");
         let content: Value = serde_json::from_str(prepared.content.get()).unwrap();
         assert_eq!(

@@ -104,13 +104,11 @@ impl Rooms {
             }
             Err(failure) => {
                 tracing::info!(conversation.id = %conversation_id, error = %failure, "room creation failed, asking its alias");
-                match self.homeserver.resolve_alias(&alias).await? {
-                    Some(room_id) => self.adopt(conversation_id, &alias, room_id, plan).await,
-                    None => {
-                        metrics::counter!("matrix_room_creation_total", "result" => "failed").increment(1);
-                        Err(failure.into())
-                    }
+                if let Some(room_id) = self.homeserver.resolve_alias(&alias).await? {
+                    return self.adopt(conversation_id, &alias, room_id, plan).await;
                 }
+                metrics::counter!("matrix_room_creation_total", "result" => "failed").increment(1);
+                Err(failure.into())
             }
         }
     }

@@ -19,7 +19,7 @@ use shared::outbox::Outcome;
 use crate::homeserver::{Failure, Refusal};
 
 /// The longest wait between two attempts.
-const MAX_BACKOFF: Duration = Duration::from_secs(300);
+const MAX_BACKOFF: Duration = Duration::from_mins(5);
 
 /// How long to wait when a rate limit does not say.
 const DEFAULT_RATE_LIMIT: Duration = Duration::from_secs(5);

@@ -94,8 +94,8 @@ async fn a_text_is_nowhere_in_the_database_as_it_was_typed() {
             .await
             .unwrap();
         // bytea columns show as hex.
-        let hex = "Vasquez".bytes().map(|byte| format!("{byte:02x}")).collect::<String>();
-        assert!(rows.iter().all(|row| !row.contains("Vasquez") && !row.contains(&hex)), "{table}");
+        let hex = "5661737175657a";
+        assert!(rows.iter().all(|row| !row.contains("Vasquez") && !row.contains(hex)), "{table}");
     }
 }
 

@@ -60,7 +60,7 @@ pub struct ContentKeysArgs {
 /// How to log.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct LogArgs {
-    /// json or text; RUST_LOG chooses what is logged [default: json]
+    /// json or text; `RUST_LOG` chooses what is logged [default: json]
     #[arg(long, env = "LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<String>,
 }
@@ -87,7 +87,7 @@ pub struct MatrixEnabledArgs {
 /// The homeserver and the account that speaks there.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct MatrixArgs {
-    /// The homeserver's base URL, for example http://matrix-synapse:8008
+    /// The homeserver's base URL, for example `http://matrix-synapse:8008`
     #[arg(long, env = "MATRIX_HOMESERVER_URL", value_name = "URL")]
     pub matrix_homeserver_url: Option<String>,
     /// The service account, for example @nova-service:staging.nova.internal

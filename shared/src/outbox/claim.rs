@@ -287,6 +287,35 @@ async fn mark_ambiguous(conn: &mut PgConnection, conversations: &[Uuid], lanes: 
 
 type Batches = HashMap<(ConversationId, LaneId), (Option<RoomId>, Vec<ClaimedOperation>)>;
 
+/// One of the first operations of a lane, as the database has it.
+struct DueRow {
+    conversation_id: ConversationId,
+    lane_id: LaneId,
+    seq: i64,
+    outbox_id: OutboxId,
+    kind: String,
+    subject_id: Uuid,
+    revision: Option<i32>,
+    attempts: i32,
+    failures: i32,
+    enqueued_at: OffsetDateTime,
+    maybe_sent_at: Option<OffsetDateTime>,
+    sender: Option<String>,
+    device: Option<String>,
+    target_outbox_id: Option<OutboxId>,
+    known_event_id: Option<EventId>,
+    author_id: Option<UserId>,
+    deleted: bool,
+    original_outbox_id: Option<OutboxId>,
+    body: Option<Vec<u8>>,
+    original_event_id: Option<EventId>,
+    target_event_id: Option<EventId>,
+    target_sender: Option<String>,
+    target_device: Option<String>,
+    target_maybe_sent_at: Option<OffsetDateTime>,
+    room_id: Option<RoomId>,
+}
+
 /// The first operations of each lane, up to the first that is not due or of a kind that only a newer release knows.
 async fn due_operations(
     conn: &mut PgConnection,
@@ -295,7 +324,8 @@ async fn due_operations(
     lanes: &[Uuid],
     now: OffsetDateTime,
 ) -> Result<Batches, sqlx::Error> {
-    let rows = sqlx::query!(
+    let rows = sqlx::query_as!(
+        DueRow,
         r#"
         select o.conversation_id as "conversation_id!: ConversationId", o.lane_id as "lane_id!: LaneId",
             o.seq as "seq!", o.outbox_id as "outbox_id!: OutboxId", o.kind as "kind!", o.subject_id as "subject_id!",
@@ -341,30 +371,39 @@ async fn due_operations(
     .await?;
 
     let mut batches = Batches::new();
-    let mut cut_off: Option<(ConversationId, LaneId)> = None;
+    let mut cut_off = None;
     for row in rows {
         let key = (row.conversation_id, row.lane_id);
+        if cut_off == Some(key) {
+            continue;
+        }
         let Some(kind) = Kind::parse(&row.kind) else {
             cut_off = Some(key);
             continue;
         };
-        if cut_off == Some(key) {
-            continue;
-        }
-        let sender = row.sender.unwrap_or_else(|| request.sender.clone());
-        let device = row.device.unwrap_or_else(|| request.device.clone());
+        let batch = batches.entry(key).or_default();
+        batch.0.clone_from(&row.room_id);
+        batch.1.push(row.into_operation(kind, request, now));
+    }
+    Ok(batches)
+}
+
+impl DueRow {
+    fn into_operation(self, kind: Kind, request: &ClaimRequest, now: OffsetDateTime) -> ClaimedOperation {
+        let sender = self.sender.unwrap_or_else(|| request.sender.clone());
+        let device = self.device.unwrap_or_else(|| request.device.clone());
         let forgotten = |since: OffsetDateTime, device: &str| device.is_empty() || now - since > request.dedupe_window;
-        let old = row.maybe_sent_at.is_some_and(|since| forgotten(since, &device));
-        let mode = match row.known_event_id {
+        let old = self.maybe_sent_at.is_some_and(|since| forgotten(since, &device));
+        let mode = match self.known_event_id {
             Some(event_id) => Mode::Known(event_id),
-            None if kind.carries_text() && row.deleted => Mode::Close { look_up: old },
-            None if old && !matches!(kind, Kind::Invite | Kind::Remove) => Mode::LookUp,
+            None if kind.carries_text() && self.deleted => Mode::Close { look_up: old },
+            None if old && !kind.is_state() => Mode::LookUp,
             None => Mode::Put,
         };
-        let target = row.target_outbox_id.map(|outbox_id| Target {
+        let target = self.target_outbox_id.map(|outbox_id| Target {
             outbox_id,
-            event_id: row.target_event_id,
-            maybe_sent: match (row.target_sender, row.target_device, row.target_maybe_sent_at) {
+            event_id: self.target_event_id,
+            maybe_sent: match (self.target_sender, self.target_device, self.target_maybe_sent_at) {
                 (Some(sender), Some(device), Some(at)) => {
                     let forgotten = forgotten(at, &device);
                     Some(MaybeSent { sender, device, at, forgotten })
@@ -372,30 +411,27 @@ async fn due_operations(
                 _ => None,
             },
         });
-        let batch = batches.entry(key).or_default();
-        batch.0 = row.room_id;
-        batch.1.push(ClaimedOperation {
-            outbox_id: row.outbox_id,
-            seq: row.seq,
+        ClaimedOperation {
+            outbox_id: self.outbox_id,
+            seq: self.seq,
             kind,
-            subject_id: row.subject_id,
-            revision: row.revision,
+            subject_id: self.subject_id,
+            revision: self.revision,
             mode,
-            attempts: row.attempts,
-            failures: row.failures,
-            enqueued_at: row.enqueued_at,
-            waited: (now - row.enqueued_at).try_into().unwrap_or_default(),
+            attempts: self.attempts,
+            failures: self.failures,
+            enqueued_at: self.enqueued_at,
+            waited: (now - self.enqueued_at).try_into().unwrap_or_default(),
             sender,
             device,
-            maybe_sent_at: row.maybe_sent_at,
-            author_id: row.author_id,
-            body: row.body,
-            original_outbox_id: row.original_outbox_id,
-            original_event_id: row.original_event_id,
+            maybe_sent_at: self.maybe_sent_at,
+            author_id: self.author_id,
+            body: self.body,
+            original_outbox_id: self.original_outbox_id,
+            original_event_id: self.original_event_id,
             target,
-        });
+        }
     }
-    Ok(batches)
 }
 
 /// Sender and device of the first attempt are those of every later one: the homeserver's memory hangs on both.

@@ -182,8 +182,8 @@ async fn follow_up(
     let missing = if state.deleted {
         (!state.redacted).then_some((Kind::Redact, None, Some(evidence.outbox_id)))
     } else {
-        let stale = evidence.revision.is_some_and(|sent| sent < state.revision);
-        (stale && !state.newest_follows).then_some((Kind::Edit, Some(state.revision), None))
+        let outdated = evidence.revision.is_some_and(|sent| sent < state.revision);
+        (outdated && !state.newest_follows).then_some((Kind::Edit, Some(state.revision), None))
     };
     let Some((kind, revision, target_outbox_id)) = missing else { return Ok(()) };
     tracing::info!(

@@ -119,6 +119,11 @@ impl Kind {
         matches!(self, Self::Message | Self::Edit)
     }
 
+    /// True for what changes membership: it looks, and acts only if the room differs.
+    pub const fn is_state(self) -> bool {
+        matches!(self, Self::Invite | Self::Remove)
+    }
+
     /// True for what must not be overtaken when it fails: later words would reach whom they must not.
     pub const fn holds_its_lane(self) -> bool {
         matches!(self, Self::Redact | Self::Remove)

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::test_variable;
 
 /// Serialises the making of templates between test processes.
-const TEMPLATE_LOCK: i64 = 0x006f_7574_626f_78;
+const TEMPLATE_LOCK: i64 = 0x0000_6f75_7462_6f78;
 
 static TEMPLATE: OnceCell<String> = OnceCell::const_new();
 

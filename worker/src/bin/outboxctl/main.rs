@@ -30,7 +30,7 @@ enum Command {
     /// Mint a token for development
     Token(TokenArgs),
     /// Look whether everything is there that the worker needs
-    Doctor(DoctorArgs),
+    Doctor(Box<DoctorArgs>),
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -132,7 +132,7 @@ fn mint(args: &TokenArgs) -> Result<(), Failed> {
 
 async fn doctor(args: &DoctorArgs) -> Result<(), Failed> {
     let settings = args.worker.check().map_err(Failed::Configuration)?;
-    let findings = tokio::time::timeout(Duration::from_secs(60), worker::doctor::examine(&settings)).await?;
+    let findings = tokio::time::timeout(Duration::from_mins(1), worker::doctor::examine(&settings)).await?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&findings)?);
     } else {
