@@ -1,0 +1,2 @@
+//! The integration tests of `shared`, in one binary.
+mod model;
