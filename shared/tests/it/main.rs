@@ -1,3 +1,4 @@
 //! Tests of what `shared` offers to others, from outside.
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 mod conformance;
+mod faults;

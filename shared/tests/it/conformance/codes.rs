@@ -179,7 +179,7 @@ async fn registration_refuses_names_in_use(hs: &Target) {
     MatrixClient::register(&hs.home, &name, "password").await.unwrap();
     assert_refused!(MatrixClient::register(&hs.home, &name, "password").await, 400, "M_USER_IN_USE");
     let mut wrong = hs.home.clone();
-    wrong.registration_secret = "wrong".to_owned();
+    "wrong".clone_into(&mut wrong.registration_secret);
     assert_refused!(MatrixClient::register(&wrong, &random("user"), "password").await, 403, "M_UNKNOWN");
 }
 
