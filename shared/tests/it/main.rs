@@ -2,3 +2,4 @@
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 mod conformance;
 mod faults;
+mod ledger;

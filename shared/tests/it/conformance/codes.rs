@@ -15,6 +15,7 @@ laws!(
     what_is_no_json_is_not_json,
     a_lone_surrogate_is_500,
     malformed_messages_are_400,
+    call_events_are_taken_as_they_come,
     bad_tokens_are_401,
     deactivated_accounts_lose_their_tokens_and_can_be_invited,
     unknown_paths_and_methods_are_unrecognized,
@@ -113,6 +114,20 @@ async fn malformed_messages_are_400(hs: &Target) {
     assert_refused!(user.send(&room, "m.room.name", "t", &json!({ "name": "x" })).await, 400, "M_UNKNOWN");
     let edit = edit_of("$0000000000000000000000000000000000000000000", "x");
     assert_refused!(user.send(&room, "m.room.message", "t", &edit).await, 400, "M_UNKNOWN");
+}
+
+async fn call_events_are_taken_as_they_come(hs: &Target) {
+    let user = hs.user().await;
+    let room = hs.room(&user, &[]).await;
+    let types = ["invite", "candidates", "answer", "select_answer", "negotiate", "reject", "hangup"];
+    for name in types {
+        user.send(&room, &format!("m.call.{name}"), name, &json!({ "nonsense": true })).await.unwrap();
+    }
+    let events = user.timeline(&room).await.unwrap();
+    let calls: Vec<&str> = events.iter().filter_map(|event| event.event_type.strip_prefix("m.call.")).collect();
+    assert_eq!(calls, types);
+    let content = json!({ "lifetime": 1.0 });
+    assert_refused!(user.send(&room, "m.call.invite", "float", &content).await, 400, "M_BAD_JSON");
 }
 
 async fn bad_tokens_are_401(hs: &Target) {
