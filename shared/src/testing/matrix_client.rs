@@ -138,11 +138,17 @@ pub struct MatrixClient {
     masquerade: Option<(String, Option<String>)>,
 }
 
-/// A client for plain HTTP with connections of its own.
+/// A client for plain HTTP. It keeps no connection, so that the first request after a restart of the homeserver does not run
+/// into one that is closed already.
 fn http_client() -> Client {
     // An error means that a provider is installed already.
     drop(rustls::crypto::ring::default_provider().install_default());
-    Client::builder().timeout(TIMEOUT).no_proxy().build().expect("a client without special options")
+    Client::builder()
+        .timeout(TIMEOUT)
+        .no_proxy()
+        .pool_max_idle_per_host(0)
+        .build()
+        .expect("a client without special options")
 }
 
 impl MatrixClient {

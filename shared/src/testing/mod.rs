@@ -5,6 +5,7 @@ use std::{future::Future, time::Duration};
 
 pub mod database;
 pub mod homeserver;
+pub mod ledger;
 pub mod matrix_client;
 pub mod nova;
 pub mod proxy;

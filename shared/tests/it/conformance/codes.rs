@@ -15,6 +15,7 @@ laws!(
     what_is_no_json_is_not_json,
     a_lone_surrogate_is_500,
     malformed_messages_are_400,
+    call_events_are_taken_as_they_come,
     bad_tokens_are_401,
     deactivated_accounts_lose_their_tokens_and_can_be_invited,
     unknown_paths_and_methods_are_unrecognized,
@@ -115,6 +116,20 @@ async fn malformed_messages_are_400(hs: &Target) {
     assert_refused!(user.send(&room, "m.room.message", "t", &edit).await, 400, "M_UNKNOWN");
 }
 
+async fn call_events_are_taken_as_they_come(hs: &Target) {
+    let user = hs.user().await;
+    let room = hs.room(&user, &[]).await;
+    let types = ["invite", "candidates", "answer", "select_answer", "negotiate", "reject", "hangup"];
+    for name in types {
+        user.send(&room, &format!("m.call.{name}"), name, &json!({ "nonsense": true })).await.unwrap();
+    }
+    let events = user.timeline(&room).await.unwrap();
+    let calls: Vec<&str> = events.iter().filter_map(|event| event.event_type.strip_prefix("m.call.")).collect();
+    assert_eq!(calls, types);
+    let content = json!({ "lifetime": 1.0 });
+    assert_refused!(user.send(&room, "m.call.invite", "float", &content).await, 400, "M_BAD_JSON");
+}
+
 async fn bad_tokens_are_401(hs: &Target) {
     let user = hs.user().await;
     let room = hs.room(&user, &[]).await;
@@ -179,7 +194,7 @@ async fn registration_refuses_names_in_use(hs: &Target) {
     MatrixClient::register(&hs.home, &name, "password").await.unwrap();
     assert_refused!(MatrixClient::register(&hs.home, &name, "password").await, 400, "M_USER_IN_USE");
     let mut wrong = hs.home.clone();
-    wrong.registration_secret = "wrong".to_owned();
+    "wrong".clone_into(&mut wrong.registration_secret);
     assert_refused!(MatrixClient::register(&wrong, &random("user"), "password").await, 403, "M_UNKNOWN");
 }
 

@@ -3,7 +3,7 @@ use futures_util::future::join_all;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
-use super::{Target, bodies, laws, random, text};
+use super::{Target, assert_refused, bodies, laws, random, text};
 
 laws!(
     the_first_body_of_a_transaction_id_is_kept,
@@ -19,6 +19,9 @@ laws!(
     a_put_whose_sender_hangs_up_and_its_retry_make_one_event,
     logout_forgets_the_durable_memory_of_its_device,
     what_failed_is_not_remembered,
+    a_repeated_put_is_answered_whatever_its_body,
+    a_repeated_put_is_answered_after_leaving,
+    a_redacted_event_keeps_its_transaction_id,
     transaction_ids_may_be_long_and_odd,
 );
 
@@ -139,11 +142,7 @@ async fn logout_forgets_the_durable_memory_of_its_device(hs: &Target) {
     let user = hs.user().await;
     let device = hs.login(&user, "DEVICE").await;
     let room = hs.room(&user, &[]).await;
-    let first = {
-        let device = &device;
-        user.invite(&room, &hs.nobody()).await.unwrap();
-        device.send(&room, "m.room.message", "t", &text("one")).await.unwrap()
-    };
+    let first = device.send(&room, "m.room.message", "t", &text("one")).await.unwrap();
     device.logout().await.unwrap();
     let again = hs.login(&user, "DEVICE").await;
     // The memory in RAM goes by path, and outlives the device.
@@ -159,6 +158,43 @@ async fn what_failed_is_not_remembered(hs: &Target) {
     guest.join(&room).await.unwrap();
     guest.send(&room, "m.room.message", "t", &text("one")).await.unwrap();
     assert_eq!(bodies(&owner, &room).await, ["one"]);
+}
+
+async fn a_repeated_put_is_answered_whatever_its_body(hs: &Target) {
+    let user = hs.user().await;
+    let room = hs.room(&user, &[]).await;
+    let first = user.send(&room, "m.room.message", "t", &text("one")).await.unwrap();
+    let path = ["_matrix", "client", "v3", "rooms", &room, "send", "m.room.message", "t"];
+    let broken = user.call_raw(reqwest::Method::PUT, &path, &[], Some(b"{".to_vec())).await.unwrap();
+    assert_eq!(broken["event_id"], first);
+    // Another type is another path, which only the durable memory knows: that one is asked after the body was read.
+    let path = ["_matrix", "client", "v3", "rooms", &room, "send", "com.nova.other", "t"];
+    let broken = user.call_raw(reqwest::Method::PUT, &path, &[], Some(b"{".to_vec())).await;
+    assert_refused!(broken, 400, "M_NOT_JSON");
+    let float = json!({ "number": 1.5 });
+    assert_eq!(user.send(&room, "com.nova.other", "t", &float).await.unwrap(), first);
+}
+
+async fn a_repeated_put_is_answered_after_leaving(hs: &Target) {
+    let (owner, guest) = (hs.user().await, hs.user().await);
+    let room = hs.room(&owner, &[&guest]).await;
+    let first = guest.send(&room, "m.room.message", "t", &text("one")).await.unwrap();
+    owner.kick(&room, guest.user_id()).await.unwrap();
+    for event_type in ["m.room.message", "com.nova.other"] {
+        assert_eq!(guest.send(&room, event_type, "t", &text("one")).await.unwrap(), first, "{event_type}");
+    }
+    assert_refused!(guest.say(&room, "two").await, 403, "M_FORBIDDEN");
+}
+
+async fn a_redacted_event_keeps_its_transaction_id(hs: &Target) {
+    let user = hs.user().await;
+    let room = hs.room(&user, &[]).await;
+    let first = user.send(&room, "m.room.message", "t", &text("one")).await.unwrap();
+    user.redact(&room, &first, "r", &json!({})).await.unwrap();
+    for event_type in ["m.room.message", "com.nova.other"] {
+        assert_eq!(user.send(&room, event_type, "t", &text("one")).await.unwrap(), first, "{event_type}");
+    }
+    assert!(bodies(&user, &room).await.is_empty());
 }
 
 async fn transaction_ids_may_be_long_and_odd(hs: &Target) {
