@@ -6,7 +6,7 @@ use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Kind, LaneClass};
+use super::{Kind, LaneClass, park};
 use crate::{
     ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId, UserId, WorkerId},
     seal::Place,
@@ -183,6 +183,9 @@ pub async fn oldest_due(
 
 /// Claims lanes of a class that are due. Call it in a transaction of its own and commit at once.
 pub async fn claim(conn: &mut PgConnection, request: &ClaimRequest) -> Result<Claim, sqlx::Error> {
+    if park::is_paused(conn, request.class).await? {
+        return Ok(Claim { batches: Vec::new(), lanes: 0, taken_over: 0 });
+    }
     // Locks and reads nothing else: what follows sees every transaction that held one of these lanes.
     let lanes = sqlx::query!(
         r#"

@@ -5,7 +5,7 @@
 
 use sqlx::PgConnection;
 
-use super::{Kind, Operation, enqueue};
+use super::{Kind, Operation, enqueue, leave_lane, lock_lane};
 use crate::{
     chat::{self, Turn},
     ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId},
@@ -85,14 +85,8 @@ pub async fn late_evidence(
     lane_id: LaneId,
     evidence: &Evidence,
 ) -> Result<bool, sqlx::Error> {
-    let Some(mut turn) = chat::lock_conversation(conn, conversation_id).await? else { return Ok(false) };
-    sqlx::query!(
-        "select 1 as locked from lanes where conversation_id = $1 and lane_id = $2 for no key update",
-        conversation_id.as_uuid(),
-        lane_id.as_uuid(),
-    )
-    .fetch_optional(&mut *conn)
-    .await?;
+    let Some(turn) = chat::lock_conversation(conn, conversation_id).await? else { return Ok(false) };
+    lock_lane(conn, conversation_id, lane_id).await?;
     if !record(conn, conversation_id, evidence).await? {
         return Ok(false);
     }
@@ -107,20 +101,7 @@ pub async fn late_evidence(
     .await?
     .rows_affected();
     if live > 0 {
-        sqlx::query!(
-            r#"
-            update lanes
-            set open = open - $3,
-                due_at = case when hold is null then outbox_due(conversation_id, lane_id, $4) end
-            where conversation_id = $1 and lane_id = $2
-            "#,
-            conversation_id.as_uuid(),
-            lane_id.as_uuid(),
-            i32::try_from(live).unwrap_or(1),
-            turn.at,
-        )
-        .execute(conn)
-        .await?;
+        leave_lane(conn, conversation_id, lane_id, live, turn.at).await?;
         return Ok(true);
     }
     sqlx::query!(
@@ -138,7 +119,7 @@ pub async fn late_evidence(
     .execute(&mut *conn)
     .await?;
     if evidence.kind.carries_text() {
-        follow_up(conn, &mut turn, lane_id, evidence).await?;
+        follow_up(conn, &turn, lane_id, evidence).await?;
     }
     Ok(true)
 }
@@ -146,7 +127,7 @@ pub async fn late_evidence(
 /// Enqueues what the room lacks, now that an operation which was no longer live turned out to stand in it.
 async fn follow_up(
     conn: &mut PgConnection,
-    turn: &mut Turn,
+    turn: &Turn,
     lane_id: LaneId,
     evidence: &Evidence,
 ) -> Result<(), sqlx::Error> {

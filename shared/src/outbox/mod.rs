@@ -37,10 +37,16 @@
 //! Lock order, everywhere: conversation, its chat lane, call lanes by id, rows.
 
 use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+
+use crate::ids::{ConversationId, LaneId};
 
 mod claim;
 mod enqueue;
 mod evidence;
+mod park;
+mod revise;
 mod settle;
 mod view;
 mod wake;
@@ -48,8 +54,10 @@ mod wake;
 pub use claim::{Claim, ClaimRequest, Claimed, ClaimedOperation, LaneClaim, Mode, claim, oldest_due, renew};
 pub use enqueue::{Operation, enqueue};
 pub use evidence::{Evidence, late_evidence};
+pub use park::{Requeued, discard, expire, hold, pause, requeue, resume, unpause};
+pub use revise::{Deletion, delete, edit};
 pub use settle::{Attempt, OperationResult, Outcome, Settled, Settlement, settle};
-pub use view::Delivery;
+pub use view::{AttemptView, Delivery, Explanation, explain};
 pub use wake::{CHANNEL, Wake, WakeListener};
 
 /// Which of the two kinds of lane: calls are claimed first, and each class has reserved room.
@@ -128,4 +136,51 @@ impl Kind {
     pub const fn holds_its_lane(self) -> bool {
         matches!(self, Self::Redact | Self::Remove)
     }
+}
+
+/// What to do about an operation whose message is dead.
+const PARENT_DEAD_HINT: &str = "requeue the message that it belongs to";
+
+/// Locks a lane. A statement of its own that reads nothing else: what follows sees what was committed under the lock.
+async fn lock_lane(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    lane_id: LaneId,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "select 1 as locked from lanes where conversation_id = $1 and lane_id = $2 for no key update",
+        conversation_id.as_uuid(),
+        lane_id.as_uuid(),
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(())
+}
+
+/// So many live operations of a locked lane have gone: counts them out, and the lane is due with what is first now.
+async fn leave_lane(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    lane_id: LaneId,
+    gone: u64,
+    at: OffsetDateTime,
+) -> Result<(), sqlx::Error> {
+    if gone == 0 {
+        return Ok(());
+    }
+    sqlx::query!(
+        r#"
+        update lanes
+        set open = open - $3,
+            due_at = case when hold is null then outbox_due(conversation_id, lane_id, $4) end
+        where conversation_id = $1 and lane_id = $2
+        "#,
+        conversation_id.as_uuid(),
+        lane_id.as_uuid(),
+        i32::try_from(gone).unwrap_or(i32::MAX),
+        at,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
 }

@@ -495,7 +495,7 @@ async fn bury(
     }
     let (cause, hint) = match &result.outcome {
         Outcome::OwnFault { hint } => ("own_fault", *hint),
-        _ => ("parent_dead", "requeue the message that it belongs to"),
+        _ => ("parent_dead", super::PARENT_DEAD_HINT),
     };
     let errcode = result.attempt.as_ref().and_then(|attempt| attempt.errcode.clone());
     let with_edits = operation.kind == Kind::Message;
@@ -514,8 +514,8 @@ async fn bury(
             expires_at, attempts + (seq = $3)::integer, maybe_sent_at, sender, device, trace,
             case when seq = $3 then $6 else 'parent_dead' end,
             case when seq = $3 then $7 end,
-            case when seq = $3 then $8 else 'requeue the message that it belongs to' end,
-            $9
+            case when seq = $3 then $8 else $9 end,
+            $10
         from gone
         "#,
         claim.conversation_id.as_uuid(),
@@ -526,6 +526,7 @@ async fn bury(
         cause,
         errcode,
         hint,
+        super::PARENT_DEAD_HINT,
         now,
     )
     .execute(conn)

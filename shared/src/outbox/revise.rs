@@ -1,0 +1,311 @@
+//! Edits and deletes: what becomes of the operations of a message when its author changes their mind.
+//!
+//! The table goes by the state of *each operation* of the message, not by its first:
+//!
+//! | an operation of the message is | edit | delete |
+//! |---|---|---|
+//! | waiting | the message's own: carries the new text, its waiting edits go. An edit: carries the new text | goes: cancelled |
+//! | handed or delivered | an edit follows (a waiting one carries it); dead edits that were never sent go | a redaction follows |
+//! | dead, certainly not sent | carries the new text; its dead edits go | goes |
+//! | dead, perhaps sent | a dead edit carries the new text, for the requeue | goes; a redaction follows |
+//! | given up, perhaps sent | nothing | a redaction follows |
+//! | never enqueued | nothing | nothing |
+//!
+//! Waiting means: after the lane's `frozen_through`, and never perhaps sent. Both sides, this one and the claim, hold the
+//! lane's row lock when they ask.
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{Kind, Operation, enqueue};
+use crate::{
+    chat::Turn,
+    ids::{LaneId, MessageId, OutboxId},
+};
+
+/// What a delete did on the way to Matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Deletion {
+    /// Nothing of the message left, and nothing will.
+    Cancelled,
+    /// Something of it left or may have: redactions follow.
+    Redacting,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Waiting,
+    /// Handed out and live, or delivered.
+    Gone,
+    Dead {
+        maybe_sent: bool,
+    },
+    Withdrawn,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    outbox_id: OutboxId,
+    kind: Kind,
+    state: State,
+}
+
+/// Locks the lane and says where each operation that carries text of the message stands. Two statements: the second
+/// sees what whoever held the lane before has committed.
+async fn operations(
+    conn: &mut PgConnection,
+    turn: &Turn,
+    lane_id: LaneId,
+    message_id: MessageId,
+) -> Result<Vec<Known>, sqlx::Error> {
+    super::lock_lane(conn, turn.conversation_id, lane_id).await?;
+    let rows = sqlx::query!(
+        r#"
+        select o.outbox_id as "outbox_id!: OutboxId", o.kind as "kind!", 'outbox' as "place!",
+            o.maybe_sent_at is not null as "maybe_sent!", o.seq > l.frozen_through as "thawed!"
+        from outbox o join lanes l using (conversation_id, lane_id)
+        where o.conversation_id = $1 and o.subject_id = $2
+            and not exists (
+                select 1 from sent_events s where s.conversation_id = $1 and s.outbox_id = o.outbox_id
+            )
+        union all
+        select outbox_id, kind, 'sent_events', true, false
+        from sent_events where conversation_id = $1 and subject_id = $2
+        union all
+        select outbox_id, kind, 'dead_letters', maybe_sent_at is not null, false
+        from dead_letters where conversation_id = $1 and subject_id = $2
+        union all
+        select outbox_id, kind, 'withdrawn_operations', true, false
+        from withdrawn_operations where conversation_id = $1 and subject_id = $2
+        "#,
+        turn.conversation_id.as_uuid(),
+        message_id.as_uuid(),
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .filter_map(|row| {
+            let kind = Kind::parse(&row.kind).filter(|kind| kind.carries_text())?;
+            let state = match row.place.as_str() {
+                "outbox" if row.thawed && !row.maybe_sent => State::Waiting,
+                "outbox" | "sent_events" => State::Gone,
+                "dead_letters" => State::Dead { maybe_sent: row.maybe_sent },
+                _ => State::Withdrawn,
+            };
+            Some(Known { outbox_id: row.outbox_id, kind, state })
+        })
+        .collect())
+}
+
+/// What an edit of a message changes: called when the new revision is written, under the conversation's lock.
+///
+/// True when something is enqueued or changed that a worker may send.
+pub async fn edit(
+    conn: &mut PgConnection,
+    turn: &Turn,
+    message_id: MessageId,
+    send_outbox_id: OutboxId,
+    revision: i32,
+    trace: Option<String>,
+) -> Result<bool, sqlx::Error> {
+    let lane_id = LaneId::from(turn.conversation_id);
+    let known = operations(conn, turn, lane_id, message_id).await?;
+    let edits = |state: State| {
+        let of_state = move |known: &&Known| known.kind == Kind::Edit && known.state == state;
+        known.iter().filter(of_state).map(|known| known.outbox_id.as_uuid()).collect::<Vec<Uuid>>()
+    };
+    let Some(send) = known.iter().find(|known| known.outbox_id == send_outbox_id) else { return Ok(false) };
+    match send.state {
+        State::Waiting => {
+            carry(conn, turn, send_outbox_id.as_uuid(), revision).await?;
+            remove_waiting(conn, turn, lane_id, &edits(State::Waiting)).await?;
+            Ok(true)
+        }
+        State::Gone => {
+            bury_for_good(conn, turn, &edits(State::Dead { maybe_sent: false })).await?;
+            if let Some(waiting) = edits(State::Waiting).first() {
+                carry(conn, turn, *waiting, revision).await?;
+            } else {
+                let operation = Operation {
+                    outbox_id: OutboxId::generate(),
+                    lane_id,
+                    kind: Kind::Edit,
+                    subject_id: message_id.as_uuid(),
+                    revision: Some(revision),
+                    target_outbox_id: None,
+                    expires_at: None,
+                    trace,
+                };
+                enqueue(conn, turn, &operation).await?;
+            }
+            Ok(true)
+        }
+        State::Dead { maybe_sent: false } => {
+            carry_dead(conn, turn, send_outbox_id.as_uuid(), revision).await?;
+            bury_for_good(conn, turn, &edits(State::Dead { maybe_sent: false })).await?;
+            Ok(false)
+        }
+        State::Dead { maybe_sent: true } => {
+            if let Some(parked) = edits(State::Dead { maybe_sent: false }).first() {
+                carry_dead(conn, turn, *parked, revision).await?;
+            } else {
+                park_edit(conn, turn, lane_id, message_id, revision, trace).await?;
+            }
+            Ok(false)
+        }
+        State::Withdrawn => Ok(false),
+    }
+}
+
+/// What a delete of a message changes: called when its texts are wiped, under the conversation's lock.
+pub async fn delete(
+    conn: &mut PgConnection,
+    turn: &mut Turn,
+    message_id: MessageId,
+    trace: Option<&str>,
+) -> Result<Deletion, sqlx::Error> {
+    let lane_id = LaneId::from(turn.conversation_id);
+    let known = operations(conn, turn, lane_id, message_id).await?;
+    let waiting: Vec<Uuid> =
+        known.iter().filter(|known| known.state == State::Waiting).map(|known| known.outbox_id.as_uuid()).collect();
+    remove_waiting(conn, turn, lane_id, &waiting).await?;
+    let mut deletion = Deletion::Cancelled;
+    for operation in known {
+        if let State::Dead { .. } = operation.state {
+            withdraw_dead(conn, turn, operation.outbox_id).await?;
+        }
+        if matches!(operation.state, State::Waiting | State::Dead { maybe_sent: false }) {
+            continue;
+        }
+        if deletion == Deletion::Redacting {
+            turn.advance(conn).await?;
+        }
+        deletion = Deletion::Redacting;
+        let redaction = Operation {
+            outbox_id: OutboxId::generate(),
+            lane_id,
+            kind: Kind::Redact,
+            subject_id: message_id.as_uuid(),
+            revision: None,
+            target_outbox_id: Some(operation.outbox_id),
+            expires_at: None,
+            trace: trace.map(str::to_owned),
+        };
+        enqueue(conn, turn, &redaction).await?;
+    }
+    Ok(deletion)
+}
+
+/// A live operation carries another revision.
+async fn carry(conn: &mut PgConnection, turn: &Turn, outbox_id: Uuid, revision: i32) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update outbox set revision = $3 where conversation_id = $1 and outbox_id = $2",
+        turn.conversation_id.as_uuid(),
+        outbox_id,
+        revision,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// A dead letter carries another revision.
+async fn carry_dead(conn: &mut PgConnection, turn: &Turn, outbox_id: Uuid, revision: i32) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update dead_letters set revision = $3 where conversation_id = $1 and outbox_id = $2",
+        turn.conversation_id.as_uuid(),
+        outbox_id,
+        revision,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Waiting operations go, as if they had never been.
+async fn remove_waiting(
+    conn: &mut PgConnection,
+    turn: &Turn,
+    lane_id: LaneId,
+    waiting: &[Uuid],
+) -> Result<(), sqlx::Error> {
+    if waiting.is_empty() {
+        return Ok(());
+    }
+    let gone = sqlx::query!(
+        "delete from outbox where conversation_id = $1 and outbox_id = any($2)",
+        turn.conversation_id.as_uuid(),
+        waiting,
+    )
+    .execute(&mut *conn)
+    .await?
+    .rows_affected();
+    super::leave_lane(conn, turn.conversation_id, lane_id, gone, turn.at).await
+}
+
+/// Dead letters that were never sent go for good.
+async fn bury_for_good(conn: &mut PgConnection, turn: &Turn, dead: &[Uuid]) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "delete from dead_letters where conversation_id = $1 and outbox_id = any($2)",
+        turn.conversation_id.as_uuid(),
+        dead,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// A dead letter of a deleted message goes; if it may have been sent, it is remembered as whose, so that its transaction
+/// can be closed.
+async fn withdraw_dead(conn: &mut PgConnection, turn: &Turn, outbox_id: OutboxId) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        r#"
+        with gone as (
+            delete from dead_letters where conversation_id = $1 and outbox_id = $2 returning *
+        )
+        insert into withdrawn_operations (conversation_id, lane_id, outbox_id, kind, subject_id, revision,
+            maybe_sent_at, sender, device, reason, withdrawn_at)
+        select conversation_id, lane_id, outbox_id, kind, subject_id, revision, maybe_sent_at, sender, device,
+            'deleted', $3
+        from gone where maybe_sent_at is not null
+        "#,
+        turn.conversation_id.as_uuid(),
+        outbox_id.as_uuid(),
+        turn.at,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// An edit of a message that is dead but may have been sent waits with it for the requeue.
+async fn park_edit(
+    conn: &mut PgConnection,
+    turn: &Turn,
+    lane_id: LaneId,
+    message_id: MessageId,
+    revision: i32,
+    trace: Option<String>,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        r#"
+        insert into dead_letters (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, enqueued_at,
+            attempts, trace, cause, hint, died_at)
+        values ($1, $2, $3, $4, 'edit', $5, $6, $7, 0, $8, 'parent_dead', $9, $7)
+        "#,
+        turn.conversation_id.as_uuid(),
+        lane_id.as_uuid(),
+        turn.seq,
+        OutboxId::generate().as_uuid(),
+        message_id.as_uuid(),
+        revision,
+        turn.at,
+        trace,
+        super::PARENT_DEAD_HINT,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
