@@ -1,6 +1,7 @@
 //! A thin Matrix client for tests: ordinary accounts, against the fake homeserver and Synapse alike.
 //!
 //! It retries nothing and hides nothing: an error carries what the homeserver answered.
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use reqwest::{Client, Method, Url};
@@ -129,7 +130,6 @@ impl MatrixEvent {
 /// One account on one device.
 #[derive(Debug, Clone)]
 pub struct MatrixClient {
-    http: Client,
     home: HomeserverAddress,
     user_id: String,
     device_id: String,
@@ -138,18 +138,14 @@ pub struct MatrixClient {
     masquerade: Option<(String, Option<String>)>,
 }
 
-/// A client for plain HTTP. It keeps no connection, so that the first request after a restart of the homeserver does not run
-/// into one that is closed already.
-fn http_client() -> Client {
+/// One for all, since making one reads the system's certificates. It keeps no connection: none outlives the test that it was
+/// opened in, and the first request after a restart of the homeserver does not run into one that is closed already.
+static HTTP: LazyLock<Client> = LazyLock::new(|| {
     // An error means that a provider is installed already.
     drop(rustls::crypto::ring::default_provider().install_default());
-    Client::builder()
-        .timeout(TIMEOUT)
-        .no_proxy()
-        .pool_max_idle_per_host(0)
-        .build()
-        .expect("a client without special options")
-}
+    let client = Client::builder().timeout(TIMEOUT).no_proxy().pool_max_idle_per_host(0).build();
+    client.expect("a client without special options")
+});
 
 impl MatrixClient {
     /// Registers an account by the shared secret and logs it in on a new device.
@@ -203,7 +199,6 @@ impl MatrixClient {
     /// A client for a session that exists.
     pub fn with_token(home: &HomeserverAddress, user_id: &str, device_id: &str, access_token: &str) -> Self {
         Self {
-            http: http_client(),
             home: home.clone(),
             user_id: user_id.to_owned(),
             device_id: device_id.to_owned(),
@@ -288,7 +283,7 @@ impl MatrixClient {
                 }
             }
         }
-        let mut request = self.http.request(method, url);
+        let mut request = HTTP.request(method, url);
         if !self.access_token.is_empty() {
             request = request.bearer_auth(&self.access_token);
         }

@@ -8,8 +8,9 @@ use super::state::{Draft, Event, Room, State, relation};
 /// An event may have this many bytes, with all that servers add to it.
 const EVENT_LIMIT: usize = 65_536;
 
-/// What a server adds to a content: ids, hash, signature, references. Measured on room version 12.
-const ENVELOPE: usize = 560;
+/// What a server adds to a content besides names: ids, hash, signature, references. Measured by bisection on an ordinary
+/// message in a room of version 12, with a one-letter signing key; the room's depth adds a digit for every power of ten.
+const ENVELOPE: usize = 533;
 
 /// Below this many bytes of request, the event cannot be too large.
 const SURELY_SMALL: usize = 32_768;
@@ -221,7 +222,8 @@ pub(super) fn check_form(state: &State, room_id: &str, draft: &Draft<'_>, body_l
     }
     if body_len > SURELY_SMALL {
         let content = serde_json::to_vec(&draft.content).map_or(0, |json| json.len());
-        let names = draft.event_type.len() + draft.sender.len() + draft.state_key.map_or(0, str::len);
+        let state_key = draft.state_key.map_or(0, |key| key.len() + r#""state_key":"","#.len());
+        let names = draft.event_type.len() + draft.sender.len() + state.server_name.len() + state_key;
         if content + names + ENVELOPE > EVENT_LIMIT {
             return Err(Failure::new(413, "M_TOO_LARGE", "event too large"));
         }

@@ -63,9 +63,8 @@ impl Visibility {
 
     /// The last event that the user may see.
     pub(super) fn last(&self) -> Option<usize> {
-        let (at, &(from, shown)) = self.spans.iter().enumerate().rev().find(|(_, (_, shown))| *shown)?;
-        debug_assert!(shown, "found by it");
-        Some(self.spans.get(at + 1).map_or(self.length, |&(next, _)| next).saturating_sub(1).max(from))
+        let at = self.spans.iter().rposition(|&(_, shown)| shown)?;
+        self.spans.get(at + 1).map_or(self.length, |&(next, _)| next).checked_sub(1)
     }
 }
 

@@ -52,7 +52,7 @@ async fn sends_to_unknown_rooms_are_forbidden(hs: &Target) {
 async fn too_large_events_are_413(hs: &Target) {
     let user = hs.user().await;
     let room = hs.room(&user, &[]).await;
-    user.say(&room, &"x".repeat(64_700)).await.unwrap();
+    user.say(&room, &"x".repeat(64_850)).await.unwrap();
     assert_refused!(user.say(&room, &"x".repeat(65_000)).await, 413, "M_TOO_LARGE");
 }
 
