@@ -6,11 +6,12 @@ use axum::{
     Json, Router,
     extract::State as Extract,
     http::StatusCode,
-    routing::{get, post},
+    routing::{get, post, put},
 };
 use serde::{Deserialize, Serialize};
 use shared::{
-    chat,
+    chat::{self, Membership},
+    idempotency::{self, Entry},
     ids::{ConversationId, RoomId, UserId},
 };
 use time::OffsetDateTime;
@@ -18,7 +19,8 @@ use time::OffsetDateTime;
 use crate::{
     AppState, State,
     auth::Caller,
-    extract::{IdPath, JsonBody},
+    extract::{IdPath, JsonBody, PairPath},
+    preferences::{IdempotencyKey, Page},
     problem::{ApiError, FieldProblem},
 };
 
@@ -29,10 +31,13 @@ const MAX_MEMBERS: usize = 500;
 const MAX_NAME_CHARS: usize = 200;
 
 pub(crate) fn routes() -> Router<Arc<State>> {
-    Router::new().route("/conversations", post(create)).route("/conversations/{id}", get(read))
+    Router::new()
+        .route("/conversations", post(create).get(list))
+        .route("/conversations/{id}", get(read))
+        .route("/conversations/{id}/members/{user_id}", put(add).delete(remove))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct NewConversation {
     members: Vec<UserId>,
@@ -54,6 +59,14 @@ struct ConversationBody {
 #[derive(Debug, Serialize)]
 struct MatrixBody {
     room_id: Option<RoomId>,
+    /// Members whom the homeserver would not have invited.
+    not_invited: Vec<UserId>,
+}
+
+#[derive(Debug, Serialize)]
+struct ConversationPage {
+    conversations: Vec<ConversationBody>,
+    next_cursor: Option<ConversationId>,
 }
 
 impl From<chat::Conversation> for ConversationBody {
@@ -64,7 +77,7 @@ impl From<chat::Conversation> for ConversationBody {
             created_by: conversation.created_by,
             created_at: conversation.created_at,
             members: conversation.members,
-            matrix: MatrixBody { room_id: conversation.room_id },
+            matrix: MatrixBody { room_id: conversation.room_id, not_invited: conversation.not_invited },
         }
     }
 }
@@ -94,15 +107,44 @@ fn check(new: &NewConversation) -> Result<(), ApiError> {
 async fn create(
     Extract(state): AppState,
     caller: Caller,
+    IdempotencyKey(key): IdempotencyKey,
     JsonBody(new): JsonBody<NewConversation>,
 ) -> Result<(StatusCode, Json<ConversationBody>), ApiError> {
     check(&new)?;
-    let id = ConversationId::generate();
     let mut tx = state.pool.begin().await?;
+    let mut pending = None;
+    if let Some(key) = key {
+        let request = serde_json::to_vec(&new).map_err(|error| ApiError::Internal(error.into()))?;
+        match idempotency::enter(&mut tx, &state.keys, caller.user_id, "POST /conversations", &key, &request).await? {
+            Entry::New(entered) => pending = Some(entered),
+            Entry::Done { status, resource_id } => {
+                let id = ConversationId::from(resource_id);
+                let known = chat::conversation(&mut tx, id, caller.user_id).await?;
+                let status = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
+                return Ok((status, Json(known.into())));
+            }
+        }
+    }
+    let id = ConversationId::generate();
     chat::create_conversation(&mut tx, id, new.name.as_deref(), caller.user_id, &new.members).await?;
+    if let Some(pending) = pending {
+        pending.record(&mut tx, StatusCode::CREATED.as_u16(), id.as_uuid()).await?;
+    }
     let created = chat::conversation(&mut tx, id, caller.user_id).await?;
     tx.commit().await?;
     Ok((StatusCode::CREATED, Json(created.into())))
+}
+
+async fn list(Extract(state): AppState, caller: Caller, page: Page) -> Result<Json<ConversationPage>, ApiError> {
+    let before = page.cursor::<ConversationId>()?;
+    let mut conn = state.pool.acquire().await?;
+    // One more than asked tells whether another page follows.
+    let mut found = chat::conversations(&mut conn, caller.user_id, before, page.limit + 1).await?;
+    let limit = usize::try_from(page.limit).unwrap_or(usize::MAX);
+    let more = found.len() > limit;
+    found.truncate(limit);
+    let next_cursor = found.last().filter(|_| more).map(|conversation| conversation.conversation_id);
+    Ok(Json(ConversationPage { conversations: found.into_iter().map(ConversationBody::from).collect(), next_cursor }))
 }
 
 async fn read(
@@ -112,4 +154,41 @@ async fn read(
 ) -> Result<Json<ConversationBody>, ApiError> {
     let mut conn = state.pool.acquire().await?;
     Ok(Json(chat::conversation(&mut conn, id, caller.user_id).await?.into()))
+}
+
+/// Adds a member; any member may. Adding one who is there changes nothing.
+async fn add(
+    Extract(state): AppState,
+    caller: Caller,
+    PairPath(id, user_id): PairPath<ConversationId, UserId>,
+) -> Result<Json<ConversationBody>, ApiError> {
+    let mut tx = state.pool.begin().await?;
+    let turn = chat::take_turn(&mut tx, id, caller.user_id).await?;
+    let change = chat::add_member(&mut tx, &turn, user_id).await?;
+    let conversation = chat::conversation(&mut tx, id, caller.user_id).await?;
+    tx.commit().await?;
+    if change == Membership::Changed(true) {
+        state.wake.committed();
+    }
+    Ok(Json(conversation.into()))
+}
+
+/// Removes a member; any member may, and so one leaves.
+async fn remove(
+    Extract(state): AppState,
+    caller: Caller,
+    PairPath(id, user_id): PairPath<ConversationId, UserId>,
+) -> Result<StatusCode, ApiError> {
+    let mut tx = state.pool.begin().await?;
+    let turn = chat::take_turn(&mut tx, id, caller.user_id).await?;
+    match chat::remove_member(&mut tx, &turn, user_id).await? {
+        Membership::Unchanged => return Err(ApiError::NotFound("member")),
+        Membership::Changed(to_do) => {
+            tx.commit().await?;
+            if to_do {
+                state.wake.committed();
+            }
+        }
+    }
+    Ok(StatusCode::NO_CONTENT)
 }

@@ -73,6 +73,25 @@ impl<T: FromStr> FromRequestParts<Arc<State>> for IdPath<T> {
         let Path(text) = Path::<String>::from_request_parts(parts, state)
             .await
             .map_err(|error| ApiError::invalid("path", error.to_string()))?;
-        text.parse().map(Self).map_err(|_| ApiError::invalid("path", format!("{text:?} is not a UUID")))
+        parse_id(&text).map(Self)
     }
+}
+
+/// Two ids in the path.
+#[derive(Debug)]
+pub(crate) struct PairPath<A, B>(pub(crate) A, pub(crate) B);
+
+impl<A: FromStr, B: FromStr> FromRequestParts<Arc<State>> for PairPath<A, B> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &Arc<State>) -> Result<Self, Self::Rejection> {
+        let Path((first, second)) = Path::<(String, String)>::from_request_parts(parts, state)
+            .await
+            .map_err(|error| ApiError::invalid("path", error.to_string()))?;
+        Ok(Self(parse_id(&first)?, parse_id(&second)?))
+    }
+}
+
+fn parse_id<T: FromStr>(text: &str) -> Result<T, ApiError> {
+    text.parse().map_err(|_| ApiError::invalid("path", format!("{text:?} is not a UUID")))
 }

@@ -22,6 +22,7 @@ mod conversations;
 mod extract;
 mod health;
 mod messages;
+mod preferences;
 mod problem;
 
 /// A request that takes longer is told to come back: its connection may hang on a database that will not answer.

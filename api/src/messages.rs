@@ -1,25 +1,29 @@
 //! Messages: what people say. Written with their outbox row in one transaction, answered after its commit.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
     extract::State as Extract,
-    http::StatusCode,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse as _, Response},
     routing::{get, post},
 };
 use serde::{Deserialize, Serialize};
 use shared::{
-    chat::{self, NewMessage},
+    chat::{self, Edited, NewMessage, PageRequest},
+    idempotency::{self, Entry},
     ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId, UserId},
-    outbox::{self, Delivery, Kind, Operation},
+    outbox::{self, Deletion, Delivery, Explanation, Kind, Operation},
 };
 use time::OffsetDateTime;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     AppState, State,
     auth::Caller,
     extract::{IdPath, JsonBody},
+    preferences::{IdempotencyKey, IfMatch, Page, Wait},
     problem::{ApiError, FieldProblem},
 };
 
@@ -28,10 +32,23 @@ use crate::{
 const MAX_TEXT_BYTES: usize = 20 * 1024;
 
 pub(crate) fn routes() -> Router<Arc<State>> {
-    Router::new().route("/messages", post(create)).route("/messages/{id}", get(read))
+    Router::new()
+        .route("/messages", post(create))
+        .route("/messages/{id}", get(read).patch(edit).delete(delete))
+        .route("/messages/{id}/delivery", get(delivery))
+        .route("/conversations/{id}/messages", get(list))
 }
 
+/// How often a request that waits for its delivery looks.
+const LOOK_EVERY: Duration = Duration::from_millis(25);
+
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PatchMessage {
+    plaintext: String,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct PostMessage {
     conversation_id: ConversationId,
@@ -56,6 +73,20 @@ struct MessageBody {
     #[serde(with = "time::serde::rfc3339::option")]
     deleted_at: Option<OffsetDateTime>,
     matrix: MatrixBody,
+}
+
+#[derive(Debug, Serialize)]
+struct MessagePage {
+    messages: Vec<MessageBody>,
+    next_cursor: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct DeletedBody {
+    #[serde(flatten)]
+    message: MessageBody,
+    /// What the delete did on the way to Matrix; null when the message was deleted before.
+    deletion: Option<Deletion>,
 }
 
 #[derive(Debug, Serialize)]
@@ -99,16 +130,66 @@ fn check_text(text: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// A message as an answer: with its revision as the ETag.
+fn rendered(status: StatusCode, message: chat::Message, waited: Option<Duration>) -> Response {
+    let tag = HeaderValue::from_str(&format!("\"{}\"", message.revision));
+    let mut response = (status, Json(MessageBody::from(message))).into_response();
+    if let Ok(tag) = tag {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    if let Some(waited) = waited
+        && let Ok(applied) = HeaderValue::from_str(&format!("wait={}", waited.as_secs()))
+    {
+        response.headers_mut().insert("preference-applied", applied);
+    }
+    response
+}
+
+/// Reads a message, waiting for its delivery to end if that is asked.
+async fn read_waiting(
+    state: &State,
+    message_id: MessageId,
+    reader: UserId,
+    wait: Option<Duration>,
+) -> Result<chat::Message, ApiError> {
+    let until = wait.map(|wait| Instant::now() + wait);
+    loop {
+        let message = {
+            let mut conn = state.pool.acquire().await?;
+            chat::message(&mut conn, &state.keys, message_id, reader).await?
+        };
+        let under_way = matches!(message.delivery, Some(Delivery::Pending | Delivery::Delivering));
+        if !under_way || until.is_none_or(|until| Instant::now() >= until) {
+            return Ok(message);
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
 async fn create(
     Extract(state): AppState,
     caller: Caller,
+    IdempotencyKey(key): IdempotencyKey,
+    Wait(wait): Wait,
     JsonBody(new): JsonBody<PostMessage>,
-) -> Result<(StatusCode, Json<MessageBody>), ApiError> {
+) -> Result<Response, ApiError> {
     check_text(&new.plaintext)?;
+    let mut tx = state.pool.begin().await?;
+    let mut pending = None;
+    if let Some(key) = key {
+        let request = serde_json::to_vec(&new).map_err(|error| ApiError::Internal(error.into()))?;
+        match idempotency::enter(&mut tx, &state.keys, caller.user_id, "POST /messages", &key, &request).await? {
+            Entry::New(entered) => pending = Some(entered),
+            Entry::Done { status, resource_id } => {
+                tx.rollback().await?;
+                let message = read_waiting(&state, MessageId::from(resource_id), caller.user_id, wait).await?;
+                let status = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
+                return Ok(rendered(status, message, wait));
+            }
+        }
+    }
     let message_id = MessageId::generate();
     let send_outbox_id = state.matrix_enabled.then(OutboxId::generate);
-
-    let mut tx = state.pool.begin().await?;
     let turn = chat::take_turn(&mut tx, new.conversation_id, caller.user_id).await?;
     let message = NewMessage {
         message_id,
@@ -134,19 +215,111 @@ async fn create(
             return Err(ApiError::LaneFull { limit: state.lane_limit });
         }
     }
+    if let Some(pending) = pending {
+        pending.record(&mut tx, StatusCode::CREATED.as_u16(), message_id.as_uuid()).await?;
+    }
     let written = chat::message(&mut tx, &state.keys, message_id, caller.user_id).await?;
     tx.commit().await?;
     if send_outbox_id.is_some() {
         state.wake.committed();
     }
-    Ok((StatusCode::CREATED, Json(written.into())))
+    let message = match wait {
+        Some(_) => read_waiting(&state, message_id, caller.user_id, wait).await?,
+        None => written,
+    };
+    Ok(rendered(StatusCode::CREATED, message, wait))
 }
 
 async fn read(
     Extract(state): AppState,
     caller: Caller,
+    Wait(wait): Wait,
     IdPath(id): IdPath<MessageId>,
-) -> Result<Json<MessageBody>, ApiError> {
+) -> Result<Response, ApiError> {
+    Ok(rendered(StatusCode::OK, read_waiting(&state, id, caller.user_id, wait).await?, wait))
+}
+
+async fn list(
+    Extract(state): AppState,
+    caller: Caller,
+    IdPath(id): IdPath<ConversationId>,
+    page: Page,
+) -> Result<Json<MessagePage>, ApiError> {
+    let before = page.cursor::<i64>()?;
     let mut conn = state.pool.acquire().await?;
-    Ok(Json(chat::message(&mut conn, &state.keys, id, caller.user_id).await?.into()))
+    // One more than asked tells whether another page follows.
+    let request = PageRequest { before, limit: page.limit + 1 };
+    let mut messages = chat::messages(&mut conn, &state.keys, id, caller.user_id, request).await?;
+    let limit = usize::try_from(page.limit).unwrap_or(usize::MAX);
+    let more = messages.len() > limit;
+    messages.truncate(limit);
+    let next_cursor = messages.last().filter(|_| more).map(|message| message.seq.to_string());
+    Ok(Json(MessagePage { messages: messages.into_iter().map(MessageBody::from).collect(), next_cursor }))
+}
+
+async fn edit(
+    Extract(state): AppState,
+    caller: Caller,
+    IfMatch(expected): IfMatch,
+    Wait(wait): Wait,
+    IdPath(id): IdPath<MessageId>,
+    JsonBody(new): JsonBody<PatchMessage>,
+) -> Result<Response, ApiError> {
+    check_text(&new.plaintext)?;
+    let mut tx = state.pool.begin().await?;
+    let head = chat::find_message(&mut tx, id, caller.user_id).await?;
+    let turn = chat::take_turn(&mut tx, head.conversation_id, caller.user_id).await?;
+    let edited = chat::edit_message(&mut tx, &turn, &state.keys, id, caller.user_id, &new.plaintext, expected).await?;
+    match edited {
+        Edited::Unchanged => tx.rollback().await?,
+        Edited::Changed(to_send) => {
+            tx.commit().await?;
+            if to_send {
+                state.wake.committed();
+            }
+        }
+    }
+    Ok(rendered(StatusCode::OK, read_waiting(&state, id, caller.user_id, wait).await?, wait))
+}
+
+async fn delete(
+    Extract(state): AppState,
+    caller: Caller,
+    IdPath(id): IdPath<MessageId>,
+) -> Result<Json<DeletedBody>, ApiError> {
+    let mut tx = state.pool.begin().await?;
+    let head = chat::find_message(&mut tx, id, caller.user_id).await?;
+    let mut turn = chat::take_turn(&mut tx, head.conversation_id, caller.user_id).await?;
+    let deletion = chat::delete_message(&mut tx, &mut turn, id, caller.user_id).await?;
+    let message = chat::message(&mut tx, &state.keys, id, caller.user_id).await?;
+    if deletion.is_some() {
+        tx.commit().await?;
+    } else {
+        tx.rollback().await?;
+    }
+    if deletion == Some(Deletion::Redacting) {
+        state.wake.committed();
+    }
+    Ok(Json(DeletedBody { message: message.into(), deletion }))
+}
+
+#[derive(Debug, Serialize)]
+struct DeliveryBody {
+    message_id: MessageId,
+    #[serde(flatten)]
+    explanation: Explanation,
+}
+
+async fn delivery(
+    Extract(state): AppState,
+    caller: Caller,
+    IdPath(id): IdPath<MessageId>,
+) -> Result<Json<DeliveryBody>, ApiError> {
+    let mut conn = state.pool.acquire().await?;
+    let head = chat::find_message(&mut conn, id, caller.user_id).await?;
+    let explanation = match head.send_outbox_id {
+        Some(outbox_id) => outbox::explain(&mut conn, head.conversation_id, outbox_id).await?,
+        None => Explanation::disabled(),
+    };
+    Ok(Json(DeliveryBody { message_id: id, explanation }))
 }

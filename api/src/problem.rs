@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use shared::{chat::ChatError, database, seal::SealError};
+use shared::{chat::ChatError, database, idempotency::IdempotencyError, seal::SealError};
 use uuid::Uuid;
 
 /// How long a client should wait before it repeats a request that met an absent database, in seconds.
@@ -32,6 +32,15 @@ pub(crate) enum ApiError {
     NotFound(&'static str),
     /// The caller may not.
     NotAMember,
+    /// Only the author may.
+    NotTheAuthor,
+    /// The message is deleted.
+    Deleted,
+    /// The message has another revision by now.
+    AnotherRevision(i32),
+    /// An idempotency key that cannot be used now, or not for this.
+    KeyInFlight(String),
+    KeyOfAnotherRequest(String),
     /// No JSON at all.
     BadJson(String),
     /// Fields that are wrong.
@@ -41,7 +50,9 @@ pub(crate) enum ApiError {
     /// The body is not declared as JSON.
     UnsupportedMediaType,
     /// More is waiting in the conversation than is accepted.
-    LaneFull { limit: i32 },
+    LaneFull {
+        limit: i32,
+    },
     /// The database is away.
     Unavailable(sqlx::Error),
     /// A fault of ours.
@@ -66,9 +77,23 @@ impl From<ChatError> for ApiError {
             ChatError::NoSuchConversation => Self::NotFound("conversation"),
             ChatError::NoSuchMessage => Self::NotFound("message"),
             ChatError::NotAMember => Self::NotAMember,
+            ChatError::NotTheAuthor => Self::NotTheAuthor,
+            ChatError::Deleted => Self::Deleted,
+            ChatError::AnotherRevision(revision) => Self::AnotherRevision(revision),
             ChatError::NoSuchReplyTarget => Self::invalid("reply_to", error.to_string()),
             ChatError::Seal(error) => error.into(),
             ChatError::Database(error) => error.into(),
+        }
+    }
+}
+
+impl From<IdempotencyError> for ApiError {
+    fn from(error: IdempotencyError) -> Self {
+        match error {
+            IdempotencyError::InFlight => Self::KeyInFlight(error.to_string()),
+            IdempotencyError::AnotherRequest => Self::KeyOfAnotherRequest(error.to_string()),
+            IdempotencyError::Seal(error) => error.into(),
+            IdempotencyError::Database(error) => error.into(),
         }
     }
 }
@@ -145,6 +170,30 @@ impl IntoResponse for ApiError {
                 "Not a member",
                 "you are not a member of this conversation",
             ),
+            Self::NotTheAuthor => Problem::new(
+                StatusCode::FORBIDDEN,
+                "not_the_author",
+                "Not the author",
+                "only the author of a message may edit or delete it",
+            ),
+            Self::Deleted => Problem::new(
+                StatusCode::CONFLICT,
+                "message_deleted",
+                "The message is deleted",
+                "a deleted message cannot be edited",
+            ),
+            Self::AnotherRevision(revision) => Problem::new(
+                StatusCode::PRECONDITION_FAILED,
+                "another_revision",
+                "The message was edited meanwhile",
+                format!("the message has revision {revision} by now; read it again"),
+            ),
+            Self::KeyInFlight(why) => {
+                Problem::new(StatusCode::CONFLICT, "idempotency_key_in_flight", "Request under way", why)
+            }
+            Self::KeyOfAnotherRequest(why) => {
+                Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", "Key of another request", why)
+            }
             Self::BadJson(why) => Problem::new(
                 StatusCode::BAD_REQUEST,
                 "bad_json",

@@ -8,9 +8,11 @@ use std::fmt;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use chacha20poly1305::{
-    KeyInit, XChaCha20Poly1305, XNonce,
-    aead::{Aead, Generate, Payload},
+    KeyInit as _, XChaCha20Poly1305, XNonce,
+    aead::{Aead as _, Generate as _, Payload},
 };
+use hmac::{Hmac, Mac as _};
+use sha2::Sha256;
 
 use crate::ids::{ConversationId, MessageId};
 
@@ -21,12 +23,20 @@ const MAX_KEY_ID_LEN: usize = 32;
 /// The keys that seal content, newest first.
 #[derive(Clone)]
 pub struct KeyRing {
-    keys: Vec<(String, XChaCha20Poly1305)>,
+    keys: Vec<Key>,
+}
+
+#[derive(Clone)]
+struct Key {
+    id: String,
+    cipher: XChaCha20Poly1305,
+    /// Keys the fingerprints of requests; derived, so that a fingerprint says nothing about what the cipher sealed.
+    fingerprints: Hmac<Sha256>,
 }
 
 impl fmt::Debug for KeyRing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.keys.iter().map(|(id, _)| id)).finish()
+        f.debug_list().entries(self.keys.iter().map(|key| &key.id)).finish()
     }
 }
 
@@ -82,29 +92,30 @@ impl Place {
 impl KeyRing {
     /// Reads `<key id>:<base64 of 32 bytes>[,…]`, newest first.
     pub fn parse(text: &str) -> Result<Self, KeyRingError> {
-        let mut keys: Vec<(String, XChaCha20Poly1305)> = Vec::new();
+        let mut keys: Vec<Key> = Vec::new();
         for (n, entry) in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()).enumerate() {
             let (id, key) = entry.split_once(':').ok_or(KeyRingError::BadId(n + 1))?;
             let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
             if id.is_empty() || id.len() > MAX_KEY_ID_LEN || !id.chars().all(plain) {
                 return Err(KeyRingError::BadId(n + 1));
             }
-            if keys.iter().any(|(known, _)| known == id) {
+            if keys.iter().any(|known| known.id == id) {
                 return Err(KeyRingError::Twice(id.to_owned()));
             }
-            let cipher = BASE64
-                .decode(key.trim())
-                .ok()
-                .and_then(|bytes| XChaCha20Poly1305::new_from_slice(&bytes).ok())
-                .ok_or_else(|| KeyRingError::BadKey(id.to_owned()))?;
-            keys.push((id.to_owned(), cipher));
+            let bad = || KeyRingError::BadKey(id.to_owned());
+            let bytes = BASE64.decode(key.trim()).map_err(|_| bad())?;
+            let cipher = XChaCha20Poly1305::new_from_slice(&bytes).map_err(|_| bad())?;
+            let mut derived = Hmac::<Sha256>::new_from_slice(&bytes).map_err(|_| bad())?;
+            derived.update(b"matrix-outbox request fingerprints");
+            let fingerprints = Hmac::new_from_slice(&derived.finalize().into_bytes()).map_err(|_| bad())?;
+            keys.push(Key { id: id.to_owned(), cipher, fingerprints });
         }
         if keys.is_empty() { Err(KeyRingError::Empty) } else { Ok(Self { keys }) }
     }
 
     /// Seals a text with the newest key.
     pub fn seal(&self, place: Place, text: &str) -> Result<Vec<u8>, SealError> {
-        let (id, cipher) = self.keys.first().ok_or(SealError::Damaged)?;
+        let Key { id, cipher, .. } = self.keys.first().ok_or(SealError::Damaged)?;
         let nonce = XNonce::generate();
         let payload = Payload { msg: text.as_bytes(), aad: &place.bytes() };
         let sealed = cipher.encrypt(&nonce, payload).map_err(|_| SealError::Damaged)?;
@@ -125,11 +136,32 @@ impl KeyRing {
         let (nonce, sealed) = rest.split_at_checked(NONCE_LEN).ok_or(SealError::Damaged)?;
         let id = std::str::from_utf8(id).map_err(|_| SealError::Damaged)?;
         let nonce = XNonce::try_from(nonce).map_err(|_| SealError::Damaged)?;
-        let (_, cipher) =
-            self.keys.iter().find(|(known, _)| known == id).ok_or_else(|| SealError::UnknownKey(id.to_owned()))?;
+        let key = self.keys.iter().find(|key| key.id == id).ok_or_else(|| SealError::UnknownKey(id.to_owned()))?;
         let payload = Payload { msg: sealed, aad: &place.bytes() };
-        let text = cipher.decrypt(&nonce, payload).map_err(|_| SealError::Damaged)?;
+        let text = key.cipher.decrypt(&nonce, payload).map_err(|_| SealError::Damaged)?;
         String::from_utf8(text).map_err(|_| SealError::Damaged)
+    }
+}
+
+impl KeyRing {
+    /// A fingerprint of a request under the newest key: tells two requests apart, and says nothing about either.
+    pub fn fingerprint(&self, request: &[u8]) -> Result<Vec<u8>, SealError> {
+        let key = self.keys.first().ok_or(SealError::Damaged)?;
+        let id_len = u8::try_from(key.id.len()).map_err(|_| SealError::Damaged)?;
+        let mut bytes = vec![id_len];
+        bytes.extend(key.id.as_bytes());
+        bytes.extend(key.fingerprints.clone().chain_update(request).finalize().into_bytes());
+        Ok(bytes)
+    }
+
+    /// Whether a fingerprint, perhaps made with an older key, is that of a request.
+    pub fn is_fingerprint_of(&self, fingerprint: &[u8], request: &[u8]) -> bool {
+        let Some((id_len, rest)) = fingerprint.split_first() else { return false };
+        let Some((id, mac)) = rest.split_at_checked(usize::from(*id_len)) else { return false };
+        self.keys
+            .iter()
+            .find(|key| key.id.as_bytes() == id)
+            .is_some_and(|key| key.fingerprints.clone().chain_update(request).verify_slice(mac).is_ok())
     }
 }
 
@@ -167,6 +199,17 @@ mod tests {
         }
         *sealed.last_mut().unwrap() ^= 1;
         assert_eq!(ring.open(here, &sealed), Err(SealError::Damaged));
+    }
+
+    #[test]
+    fn a_fingerprint_tells_requests_apart_and_outlives_a_rotation() {
+        let old = KeyRing::parse(OLD).unwrap();
+        let rotated = KeyRing::parse(&format!("{NEW},{OLD}")).unwrap();
+        let fingerprint = old.fingerprint(b"request").unwrap();
+        assert!(rotated.is_fingerprint_of(&fingerprint, b"request"));
+        assert!(!rotated.is_fingerprint_of(&fingerprint, b"another"));
+        assert!(!KeyRing::parse(NEW).unwrap().is_fingerprint_of(&fingerprint, b"request"));
+        assert!(!rotated.is_fingerprint_of(b"", b"request"));
     }
 
     #[test]

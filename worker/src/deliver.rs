@@ -4,19 +4,23 @@
 //! not overtake it.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use shared::{
-    ids::{ConversationId, EventId, MessageId, RoomId},
+    ids::{ConversationId, EventId, MatrixUserId, MessageId, OutboxId, RoomId, UserId},
     outbox::{Attempt, ClaimedOperation, Evidence, Kind, Mode, Outcome},
     seal::KeyRing,
 };
+use time::OffsetDateTime;
 
 use crate::{
     coordinator::{Batch, Pace},
     homeserver::{Failure, Homeserver},
+    lookup,
+    members::{self, Change, Changed},
     prepare::{self, Prepared, Said},
     room::{RoomError, Rooms},
     verdict::{self, Verdict},
@@ -54,141 +58,267 @@ impl Ended {
 
 /// Why an operation was not sent.
 enum Stop {
-    /// The homeserver failed or refused.
-    Homeserver(Failure),
-    /// It can end otherwise.
-    End(Box<Ended>),
+    /// Something that it needs first failed: the room, a look. The operation itself did not leave.
+    Before(Failure),
+    /// Its own request failed.
+    Itself(Failure),
+    /// The room is not one to send to.
+    Room(String),
     /// Something of ours is away or wrong; tried again without blame.
     Ours(String),
-}
-
-impl From<Failure> for Stop {
-    fn from(failure: Failure) -> Self {
-        Self::Homeserver(failure)
-    }
 }
 
 impl From<RoomError> for Stop {
     fn from(error: RoomError) -> Self {
         match error {
-            RoomError::Homeserver(failure) => Self::Homeserver(failure),
+            RoomError::Homeserver(failure) => Self::Before(failure),
             RoomError::Database(error) => Self::Ours(format!("database: {error}")),
-            RoomError::NotOurs(_) | RoomError::Gone => Self::End(Box::new(Ended {
-                outcome: Outcome::RoomFault { reason: error.to_string() },
-                attempt: Some(Attempt { detail: Some(error.to_string()), ..Attempt::default() }),
-                found: Vec::new(),
-            })),
+            RoomError::NotOurs(_) | RoomError::Gone => Self::Room(error.to_string()),
         }
     }
+}
+
+/// The batch that is being sent: its lane, and the events that it has brought about so far.
+struct Sending {
+    conversation_id: ConversationId,
+    events: HashMap<OutboxId, EventId>,
 }
 
 impl Deliverer {
     /// Sends a batch, as far as it goes.
     pub(crate) async fn deliver(&self, mut batch: Batch) {
         let Some(claimed) = batch.take() else { return };
-        let conversation_id = claimed.claim.conversation_id;
         let class = claimed.claim.class.as_str();
+        let mut sending = Sending { conversation_id: claimed.claim.conversation_id, events: HashMap::new() };
         if let Some(room_id) = &claimed.room_id {
-            self.rooms.learn(conversation_id, room_id).await;
+            self.rooms.learn(sending.conversation_id, room_id).await;
         }
-        for operation in claimed.operations {
+        for mut operation in claimed.operations {
             if !batch.may_start(self.http_timeout) {
                 return;
             }
+            // One account speaks for all: whoever tried it before, this attempt is ours.
+            operation.sender = self.homeserver.service_user().to_string();
             let began = Instant::now();
             batch.begin(operation.clone());
-            let ended = self.settle_one(conversation_id, &operation).await;
-            report(conversation_id, &operation, class, &ended, began.elapsed());
+            let ended = self.settle_one(&sending, &operation).await;
+            report(sending.conversation_id, &operation, class, &ended, began.elapsed());
+            if let Outcome::Delivered { event_id, .. } = &ended.outcome {
+                sending.events.insert(operation.outbox_id, event_id.clone());
+            }
             if !batch.end(ended.outcome, ended.attempt, ended.found) {
                 return;
             }
         }
     }
 
-    async fn settle_one(&self, conversation_id: ConversationId, operation: &ClaimedOperation) -> Ended {
-        match self.try_one(conversation_id, operation).await {
-            Ok(ended) => ended,
-            Err(Stop::End(ended)) => *ended,
-            Err(Stop::Homeserver(failure)) => self.failed(operation, &failure),
-            Err(Stop::Ours(detail)) => {
+    async fn settle_one(&self, sending: &Sending, operation: &ClaimedOperation) -> Ended {
+        let stop = match self.try_one(sending, operation).await {
+            Ok(ended) => return ended,
+            Err(stop) => stop,
+        };
+        let attempt = |detail: String| Some(Attempt { detail: Some(detail), ..Attempt::default() });
+        match stop {
+            Stop::Itself(failure) => self.failed(operation, &failure, |outcome| outcome),
+            Stop::Before(failure) => self.failed(operation, &failure, |outcome| match outcome {
+                // It did not leave, so nothing is doubtful about it; and what the room does not take is the room's.
+                Outcome::Ambiguous { retry_in } => Outcome::Refused { retry_in, own_fault: false },
+                Outcome::OwnFault { hint } => Outcome::RoomFault { reason: hint.to_owned() },
+                outcome => outcome,
+            }),
+            Stop::Room(reason) => {
+                let outcome = Outcome::RoomFault { reason: reason.clone() };
+                Ended { outcome, attempt: attempt(reason), found: Vec::new() }
+            }
+            Stop::Ours(detail) => {
                 let retry_in = verdict::backoff(self.backoff, operation.failures, rand::random());
-                Ended {
-                    outcome: Outcome::Refused { retry_in, own_fault: false },
-                    attempt: Some(Attempt { detail: Some(detail), ..Attempt::default() }),
-                    found: Vec::new(),
-                }
+                let outcome = Outcome::Refused { retry_in, own_fault: false };
+                Ended { outcome, attempt: attempt(detail), found: Vec::new() }
             }
         }
     }
 
-    fn failed(&self, operation: &ClaimedOperation, failure: &Failure) -> Ended {
+    fn failed(
+        &self,
+        operation: &ClaimedOperation,
+        failure: &Failure,
+        adjust: impl FnOnce(Outcome) -> Outcome,
+    ) -> Ended {
         let verdict = verdict::judge(failure);
         if verdict == Verdict::Account {
             tracing::error!(error = %failure, "the homeserver does not accept our token: nothing can be sent");
         }
-        let (http_status, errcode) = match failure {
-            Failure::Refused(refusal) => (Some(i32::from(refusal.status)), refusal.errcode.clone()),
-            Failure::NotSent(_) | Failure::NoAnswer(_) => (None, None),
-        };
-        metrics::counter!(
-            "matrix_send_failure_total",
-            "kind" => operation.kind.as_str(),
-            "class" => verdict.as_str()
-        )
-        .increment(1);
         let outcome = verdict::outcome(&verdict, self.backoff, operation.failures, operation.attempts, rand::random());
-        let attempt = Attempt { http_status, errcode, detail: Some(failure.to_string()), ..Attempt::default() };
-        Ended { outcome, attempt: Some(attempt), found: Vec::new() }
+        count_failure(operation, &verdict);
+        Ended { outcome: adjust(outcome), attempt: Some(attempt_of(failure)), found: Vec::new() }
     }
 
-    async fn try_one(&self, conversation_id: ConversationId, operation: &ClaimedOperation) -> Result<Ended, Stop> {
-        let room_id = self.rooms.ensure(conversation_id, operation.seq).await?;
-        if let Mode::Known(event_id) = &operation.mode {
-            let event_id = event_id.clone();
-            return Ok(Ended::untried(Outcome::Delivered { event_id, room_id }));
+    async fn try_one(&self, sending: &Sending, operation: &ClaimedOperation) -> Result<Ended, Stop> {
+        if operation.kind.is_state() {
+            return self.change_membership(sending, operation).await;
+        }
+        let room_id = self.rooms.ensure(sending.conversation_id, operation.seq).await?;
+        let delivered = |event_id: EventId, room_id: RoomId| Outcome::Delivered { event_id, room_id };
+        match &operation.mode {
+            Mode::Known(event_id) => return Ok(Ended::untried(delivered(event_id.clone(), room_id))),
+            Mode::Close { look_up } => {
+                let since = operation.maybe_sent_at;
+                let closed = self.close(&room_id, operation.outbox_id, &operation.device, since, *look_up).await?;
+                return Ok(Ended::well(closed.map_or(Outcome::NotThere, |event_id| delivered(event_id, room_id))));
+            }
+            Mode::LookUp => {
+                metrics::counter!("outbox_lookups_total").increment(1);
+                let found = lookup::find(&self.homeserver, &room_id, operation.outbox_id, operation.maybe_sent_at);
+                if let Some(event_id) = found.await.map_err(Stop::Before)? {
+                    return Ok(Ended::well(delivered(event_id, room_id)));
+                }
+            }
+            Mode::Put => {}
         }
         match operation.kind {
             Kind::Message => {
-                let prepared = self.prepare_message(conversation_id, operation)?;
-                let event_id = self.put(&room_id, operation, &prepared).await?;
-                Ok(Ended::well(Outcome::Delivered { event_id, room_id }))
+                let prepared = self.said(sending, operation, prepare::message)?;
+                let event_id = self.put(&room_id, operation.outbox_id, &prepared).await.map_err(Stop::Itself)?;
+                Ok(Ended::well(delivered(event_id, room_id)))
             }
-            Kind::Edit | Kind::Redact | Kind::Invite | Kind::Remove => {
-                Err(Stop::Ours(format!("this release does not send {} yet", operation.kind.as_str())))
+            Kind::Edit => {
+                let original = operation.original_event_id.as_ref().or_else(|| {
+                    operation.original_outbox_id.as_ref().and_then(|outbox_id| sending.events.get(outbox_id))
+                });
+                let Some(original) = original else { return Ok(Ended::well(Outcome::ParentDead)) };
+                let prepared = self.said(sending, operation, |said| prepare::edit(said, original))?;
+                let event_id = self.put(&room_id, operation.outbox_id, &prepared).await.map_err(Stop::Itself)?;
+                Ok(Ended::well(delivered(event_id, room_id)))
+            }
+            Kind::Redact => self.redact(sending, operation, room_id).await,
+            Kind::Invite | Kind::Remove => Err(Stop::Ours("a state operation is no send".to_owned())),
+        }
+    }
+
+    /// Redacts the event of another operation. If nobody knows whether that one arrived, its transaction is closed first:
+    /// then there is an event, and nothing of it can arrive any more.
+    async fn redact(&self, sending: &Sending, operation: &ClaimedOperation, room_id: RoomId) -> Result<Ended, Stop> {
+        let target = operation.target.as_ref().ok_or_else(|| Stop::Ours("a redaction without a target".to_owned()))?;
+        let known = target.event_id.as_ref().or_else(|| sending.events.get(&target.outbox_id)).cloned();
+        let mut found = Vec::new();
+        let event_id = match (known, &target.maybe_sent) {
+            (Some(event_id), _) => event_id,
+            (None, None) => return Ok(Ended::well(Outcome::NotThere)),
+            (None, Some(sent)) => {
+                let closed =
+                    self.close(&room_id, target.outbox_id, &sent.device, Some(sent.at), sent.forgotten).await?;
+                let Some(event_id) = closed else { return Ok(Ended::well(Outcome::NotThere)) };
+                found.push(Evidence {
+                    outbox_id: target.outbox_id,
+                    kind: sent.kind,
+                    subject_id: operation.subject_id,
+                    revision: sent.revision,
+                    target_outbox_id: None,
+                    event_id: event_id.clone(),
+                    room_id: room_id.clone(),
+                    sender: operation.sender.clone(),
+                });
+                event_id
+            }
+        };
+        let content = prepare::redaction(operation.outbox_id).map_err(|error| Stop::Ours(error.to_string()))?;
+        let began = Instant::now();
+        let answer = self.homeserver.redact(&room_id, &event_id, operation.outbox_id, &content).await;
+        let ended = match self.timed(began, answer) {
+            Ok(event_id) => Ended::well(Outcome::Delivered { event_id, room_id }),
+            Err(failure) => self.failed(operation, &failure, |outcome| outcome),
+        };
+        Ok(Ended { found, ..ended })
+    }
+
+    /// Closes a transaction for good: the event that it brought about, or a void that now stands in its place. None when
+    /// the homeserver cannot remember transactions for us and the operation was not found.
+    async fn close(
+        &self,
+        room_id: &RoomId,
+        outbox_id: OutboxId,
+        device: &str,
+        since: Option<OffsetDateTime>,
+        look_up: bool,
+    ) -> Result<Option<EventId>, Stop> {
+        if look_up {
+            metrics::counter!("outbox_lookups_total").increment(1);
+            let found = lookup::find(&self.homeserver, room_id, outbox_id, since).await.map_err(Stop::Before)?;
+            if found.is_some() || device.is_empty() {
+                return Ok(found);
+            }
+        }
+        let void = prepare::void(outbox_id).map_err(|error| Stop::Ours(error.to_string()))?;
+        metrics::counter!("outbox_voids_total").increment(1);
+        Ok(Some(self.put(room_id, outbox_id, &void).await.map_err(Stop::Itself)?))
+    }
+
+    async fn change_membership(&self, sending: &Sending, operation: &ClaimedOperation) -> Result<Ended, Stop> {
+        let Some(room_id) = self.rooms.find(sending.conversation_id).await? else {
+            // There is no room: it will be created with the members of that moment.
+            return Ok(Ended::well(Outcome::Done));
+        };
+        let server = self.homeserver.service_user().server();
+        let member = MatrixUserId::of(UserId::from(operation.subject_id), server);
+        let change = if operation.kind == Kind::Invite { Change::Invite } else { Change::Remove };
+        match members::change(&self.homeserver, &room_id, &member, change).await {
+            Changed::Done => Ok(Ended::well(Outcome::Done)),
+            Changed::Failed(failure) => Err(Stop::Itself(failure)),
+            Changed::Refused(outcome, failure) => {
+                count_failure(operation, &verdict::judge(&failure));
+                Ok(Ended { outcome, attempt: Some(attempt_of(&failure)), found: Vec::new() })
             }
         }
     }
 
-    fn prepare_message(&self, conversation_id: ConversationId, operation: &ClaimedOperation) -> Result<Prepared, Stop> {
+    /// Opens the text of an operation and makes an event of it.
+    fn said(
+        &self,
+        sending: &Sending,
+        operation: &ClaimedOperation,
+        prepare: impl FnOnce(&Said<'_>) -> Result<Prepared, serde_json::Error>,
+    ) -> Result<Prepared, Stop> {
         let missing = || Stop::Ours("the text of the operation is missing".to_owned());
-        let place = operation.place(conversation_id).ok_or_else(missing)?;
+        let place = operation.place(sending.conversation_id).ok_or_else(missing)?;
         let body = operation.body.as_deref().ok_or_else(missing)?;
         let author_id = operation.author_id.ok_or_else(missing)?;
-        let text = self.keys.open(place, body).map_err(|error| Stop::Ours(error.to_string()))?;
+        let words = self.keys.open(place, body).map_err(|error| Stop::Ours(error.to_string()))?;
         let said = Said {
             outbox_id: operation.outbox_id,
             message_id: MessageId::from(operation.subject_id),
             author_id,
             revision: place.revision,
-            words: &text,
+            words: &words,
         };
-        prepare::message(said).map_err(|error| Stop::Ours(error.to_string()))
+        prepare(&said).map_err(|error| Stop::Ours(error.to_string()))
     }
 
-    async fn put(
-        &self,
-        room_id: &RoomId,
-        operation: &ClaimedOperation,
-        prepared: &Prepared,
-    ) -> Result<EventId, Failure> {
+    async fn put(&self, room_id: &RoomId, outbox_id: OutboxId, prepared: &Prepared) -> Result<EventId, Failure> {
         let began = Instant::now();
-        let answer = self.homeserver.send(room_id, prepared.event_type, operation.outbox_id, &prepared.content).await;
-        metrics::histogram!("send_seconds").record(began.elapsed().as_secs_f64());
+        let answer = self.homeserver.send(room_id, prepared.event_type, outbox_id, &prepared.content).await;
+        self.timed(began, answer)
+    }
+
+    fn timed(&self, began: Instant, answer: Result<EventId, Failure>) -> Result<EventId, Failure> {
+        metrics::histogram!("outbox_send_seconds").record(began.elapsed().as_secs_f64());
         if answer.is_ok() {
             self.pace.note(began.elapsed());
         }
         answer
     }
+}
+
+fn count_failure(operation: &ClaimedOperation, verdict: &Verdict) {
+    let (kind, class) = (operation.kind.as_str(), verdict.as_str());
+    metrics::counter!("matrix_send_failure_total", "kind" => kind, "class" => class).increment(1);
+}
+
+fn attempt_of(failure: &Failure) -> Attempt {
+    let (http_status, errcode) = match failure {
+        Failure::Refused(refusal) => (Some(i32::from(refusal.status)), refusal.errcode.clone()),
+        Failure::NotSent(_) | Failure::NoAnswer(_) => (None, None),
+    };
+    Attempt { http_status, errcode, detail: Some(failure.to_string()), ..Attempt::default() }
 }
 
 /// One line and one count for each attempt; a failure is logged here and nowhere else.

@@ -16,10 +16,12 @@ use ruma::{
             alias::get_alias,
             authenticated_media::get_media_config,
             discovery::get_capabilities,
-            membership::{invite_user, join_room_by_id},
-            message::send_message_event,
+            filter::RoomEventFilter,
+            membership::{invite_user, join_room_by_id, kick_user},
+            message::{get_message_events, send_message_event},
+            redact::redact_event,
             room::create_room,
-            state::{get_state_events, send_state_event},
+            state::{get_state_event_for_key, get_state_events, send_state_event},
         },
         error::{Error as MatrixError, ErrorBody, ErrorKind, FromHttpResponseError, RetryAfter},
     },
@@ -35,6 +37,9 @@ use shared::{
 
 /// Error texts of a homeserver are kept up to this many characters: enough to recognise them, too few for content.
 const MAX_DETAIL_CHARS: usize = 200;
+
+/// How many events of a room's history are asked for at once.
+const EVENTS_A_PAGE: u16 = 100;
 
 /// Idle connections kept for the next request.
 const MAX_IDLE_CONNECTIONS: usize = 256;
@@ -194,6 +199,25 @@ pub(crate) struct StateEvent {
     pub(crate) content: serde_json::Value,
 }
 
+/// One event of a room's history.
+#[derive(Debug, Clone, serde::Deserialize)]
+pub(crate) struct HistoryEvent {
+    pub(crate) event_id: String,
+    pub(crate) sender: String,
+    pub(crate) origin_server_ts: i64,
+    #[serde(default)]
+    pub(crate) content: serde_json::Value,
+    #[serde(default)]
+    pub(crate) unsigned: serde_json::Value,
+}
+
+/// A page of a room's history.
+#[derive(Debug)]
+pub(crate) struct EventPage {
+    pub(crate) events: Vec<HistoryEvent>,
+    pub(crate) next: Option<String>,
+}
+
 /// A room to be created.
 #[derive(Debug, Clone)]
 pub(crate) struct NewRoom {
@@ -297,6 +321,63 @@ impl Homeserver {
             Raw::from_json(content.to_owned()),
         );
         Ok(event(&self.ask(request).await?.event_id))
+    }
+
+    /// Redacts an event under a transaction id, with our marker in the redaction's content.
+    pub(crate) async fn redact(
+        &self,
+        room_id: &RoomId,
+        event_id: &EventId,
+        outbox_id: OutboxId,
+        content: &RawValue,
+    ) -> Result<EventId, Failure> {
+        let event_id = OwnedEventId::try_from(event_id.as_str()).map_err(|_| invalid("the event id"))?;
+        let request = redact_event::v3::Request::new(room(room_id)?, event_id, outbox_id.to_string().into());
+        let answer = self
+            .client
+            .send_customized_request(request, |request| {
+                *request.body_mut() = BytesMut::from(content.get());
+                Ok(())
+            })
+            .await
+            .map_err(Failure::from)?;
+        Ok(event(&answer.event_id))
+    }
+
+    /// The membership of a user in a room: `invite`, `join`, `leave`, …; none for one who never had any.
+    pub(crate) async fn membership(&self, room_id: &RoomId, member: &MatrixUserId) -> Result<Option<String>, Failure> {
+        let request = get_state_event_for_key::v3::Request::new(
+            room(room_id)?,
+            "m.room.member".into(),
+            member.as_str().to_owned(),
+        );
+        match self.ask(request).await {
+            Ok(answer) => {
+                let content: serde_json::Value =
+                    serde_json::from_str(answer.event_or_content.get()).unwrap_or_default();
+                Ok(content["membership"].as_str().map(str::to_owned))
+            }
+            Err(Failure::Refused(refusal)) if refusal.errcode.as_deref() == Some("M_NOT_FOUND") => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Removes a user from a room, or takes back an invitation.
+    pub(crate) async fn kick(&self, room_id: &RoomId, member: &MatrixUserId) -> Result<(), Failure> {
+        self.ask(kick_user::v3::Request::new(room(room_id)?, user(member)?)).await.map(|_| ())
+    }
+
+    /// A page of what the service account sent into a room, newest first.
+    pub(crate) async fn own_events_before(&self, room_id: &RoomId, from: Option<&str>) -> Result<EventPage, Failure> {
+        let mut request = get_message_events::v3::Request::backward(room(room_id)?);
+        request.from = from.map(str::to_owned);
+        request.limit = EVENTS_A_PAGE.into();
+        let mut filter = RoomEventFilter::default();
+        filter.senders = Some(vec![user(&self.service_user)?]);
+        request.filter = filter;
+        let answer = self.ask(request).await?;
+        let events = answer.chunk.iter().filter_map(|event| serde_json::from_str(event.json().get()).ok()).collect();
+        Ok(EventPage { events, next: answer.end })
     }
 
     /// Creates a room.

@@ -1,22 +1,44 @@
-//! Housekeeping: the partitions of the attempts' history.
+//! Housekeeping: operations that expire, idempotency keys of yesterday, the partitions of the attempts' history.
+//!
+//! Every worker does it; all of it may be done by several at once.
 
 use std::time::Duration;
 
-use shared::database;
+use shared::{database, idempotency, outbox};
 use sqlx::PgPool;
 use tokio::time::{MissedTickBehavior, interval};
 
-/// How often to look.
-const EVERY: Duration = Duration::from_hours(1);
+/// How often to look for operations that expired.
+const EXPIRE_EVERY: Duration = Duration::from_secs(1);
+
+/// How often the rest is done: once in so many of the above.
+const TIDY_EVERY: u32 = 3600;
+
+/// How many rows are touched in one go, so that nothing else waits.
+const BATCH: i64 = 500;
 
 /// Runs for ever; a failure is logged and the next round tries again.
 pub(crate) async fn run(pool: PgPool) {
-    let mut tick = interval(EVERY);
+    let mut tick = interval(EXPIRE_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut round = 0_u32;
     loop {
         tick.tick().await;
-        if let Err(error) = database::add_attempt_partitions(&pool).await {
-            tracing::warn!(%error, "partitions for attempts not added; they go into the default partition");
+        match outbox::expire(&pool, BATCH).await {
+            Ok(expired) => metrics::counter!("outbox_expired_total").increment(expired),
+            Err(error) => tracing::warn!(%error, "expiry failed; trying again"),
         }
+        if round.is_multiple_of(TIDY_EVERY)
+            && let Err(error) = tidy(&pool).await
+        {
+            tracing::warn!(%error, "housekeeping failed; trying again later");
+        }
+        round = round.wrapping_add(1);
     }
+}
+
+async fn tidy(pool: &PgPool) -> Result<(), sqlx::Error> {
+    database::add_attempt_partitions(pool).await?;
+    while idempotency::forget(pool, BATCH).await? == u64::try_from(BATCH).unwrap_or(0) {}
+    Ok(())
 }

@@ -80,15 +80,34 @@ impl Rooms {
         Ok(room_id)
     }
 
+    /// The room of a conversation if there is one; none is created.
+    pub(crate) async fn find(&self, conversation_id: ConversationId) -> Result<Option<RoomId>, RoomError> {
+        if let Some(room_id) = self.whole.get(&conversation_id).await {
+            return Ok(Some(room_id));
+        }
+        let known = {
+            let mut conn = self.pool.acquire().await?;
+            chat::load_room_mapping(&mut conn, conversation_id).await?
+        };
+        match known {
+            Some((room_id, _)) => Ok(Some(room_id)),
+            // A creation whose answer was lost leaves a room that only its alias knows.
+            None => Ok(self.homeserver.resolve_alias(&self.alias(conversation_id)).await?),
+        }
+    }
+
+    fn alias(&self, conversation_id: ConversationId) -> String {
+        format!("#{}:{}", alias_localpart(conversation_id), self.homeserver.service_user().server())
+    }
+
     async fn create(&self, conversation_id: ConversationId, plan: &RoomPlan) -> Result<RoomId, RoomError> {
-        let alias_localpart = format!("nova-conv-{conversation_id}");
-        let alias = format!("#{alias_localpart}:{}", self.homeserver.service_user().server());
+        let alias = self.alias(conversation_id);
         // Asked first: after a crash the room usually stands, and a second creation would only be refused.
         if let Some(room_id) = self.homeserver.resolve_alias(&alias).await? {
             return self.adopt(conversation_id, &alias, room_id, plan).await;
         }
         let new = NewRoom {
-            alias_localpart,
+            alias_localpart: alias_localpart(conversation_id),
             name: plan.name.clone(),
             invite: self.members(plan),
             state: settings(conversation_id).into_iter().collect(),
@@ -181,6 +200,10 @@ impl Rooms {
         let server = self.homeserver.service_user().server();
         plan.members.iter().map(|member| MatrixUserId::of(*member, server)).collect()
     }
+}
+
+fn alias_localpart(conversation_id: ConversationId) -> String {
+    format!("nova-conv-{conversation_id}")
 }
 
 /// What every room of ours has beside its preset. Who accepts an invitation later reads from the invitation on.

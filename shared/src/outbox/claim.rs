@@ -142,6 +142,10 @@ pub struct Target {
 /// As whom and since when something may stand in a room.
 #[derive(Debug, Clone)]
 pub struct MaybeSent {
+    /// What it was: a message or an edit.
+    pub kind: Kind,
+    /// The revision that it carried.
+    pub revision: Option<i32>,
     /// The Matrix user who sent it.
     pub sender: String,
     /// That user's device.
@@ -316,6 +320,8 @@ struct DueRow {
     target_sender: Option<String>,
     target_device: Option<String>,
     target_maybe_sent_at: Option<OffsetDateTime>,
+    target_kind: Option<String>,
+    target_revision: Option<i32>,
     room_id: Option<RoomId>,
 }
 
@@ -340,6 +346,7 @@ async fn due_operations(
             r.body as "body?", original.event_id as "original_event_id?: EventId",
             target.event_id as "target_event_id?: EventId",
             w.sender as "target_sender?", w.device as "target_device?", w.maybe_sent_at as "target_maybe_sent_at?",
+            w.kind as "target_kind?", w.revision as "target_revision?",
             room.matrix_room_id as "room_id?: RoomId"
         from unnest($1::uuid[], $2::uuid[]) as l (conversation_id, lane_id)
         cross join lateral (
@@ -395,8 +402,14 @@ impl DueRow {
     fn into_operation(self, kind: Kind, request: &ClaimRequest, now: OffsetDateTime) -> ClaimedOperation {
         let sender = self.sender.unwrap_or_else(|| request.sender.clone());
         let device = self.device.unwrap_or_else(|| request.device.clone());
-        let forgotten = |since: OffsetDateTime, device: &str| device.is_empty() || now - since > request.dedupe_window;
-        let old = self.maybe_sent_at.is_some_and(|since| forgotten(since, &device));
+        // The homeserver remembers for a time, and for the device that sent it only.
+        let forgotten = |since: OffsetDateTime, sender: &str, device: &str| {
+            device.is_empty()
+                || sender != request.sender
+                || device != request.device
+                || now - since > request.dedupe_window
+        };
+        let old = self.maybe_sent_at.is_some_and(|since| forgotten(since, &sender, &device));
         let mode = match self.known_event_id {
             Some(event_id) => Mode::Known(event_id),
             None if kind.carries_text() && self.deleted => Mode::Close { look_up: old },
@@ -408,8 +421,10 @@ impl DueRow {
             event_id: self.target_event_id,
             maybe_sent: match (self.target_sender, self.target_device, self.target_maybe_sent_at) {
                 (Some(sender), Some(device), Some(at)) => {
-                    let forgotten = forgotten(at, &device);
-                    Some(MaybeSent { sender, device, at, forgotten })
+                    let kind = self.target_kind.as_deref().and_then(Kind::parse).unwrap_or(Kind::Message);
+                    let revision = self.target_revision;
+                    let forgotten = forgotten(at, &sender, &device);
+                    Some(MaybeSent { kind, revision, sender, device, at, forgotten })
                 }
                 _ => None,
             },
@@ -452,7 +467,8 @@ async fn fix_senders(conn: &mut PgConnection, request: &ClaimRequest, batches: &
         update outbox o
         set sender = $4, device = $5
         from unnest($1::uuid[], $2::uuid[], $3::bigint[]) as c (conversation_id, lane_id, seq)
-        where o.conversation_id = c.conversation_id and o.lane_id = c.lane_id and o.seq = c.seq and o.sender is null
+        where o.conversation_id = c.conversation_id and o.lane_id = c.lane_id and o.seq = c.seq
+            and (o.sender is null or (o.maybe_sent_at is null and (o.sender, o.device) <> ($4, $5)))
         "#,
         &conversations,
         &lanes,

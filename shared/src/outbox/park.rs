@@ -70,6 +70,7 @@ pub async fn requeue(
             using messages m
             where d.conversation_id = $1
                 and m.conversation_id = d.conversation_id and m.message_id = d.subject_id
+                and d.kind in ('message', 'edit')
                 and (d.outbox_id = $2 or ($3 and d.kind = 'edit' and d.subject_id = $4
                     and (d.maybe_sent_at is null or d.revision = m.revision)))
             returning d.*, m.revision as newest
@@ -82,11 +83,11 @@ pub async fn requeue(
             enqueued_at, due_at, expires_at, attempts, failures, maybe_sent_at, sender, device, trace)
         select conversation_id, lane_id, seq, outbox_id, kind, subject_id,
             case when kind = 'edit' and maybe_sent_at is null then newest else revision end,
-            target_outbox_id, enqueued_at, $5, expires_at, 0, 0, maybe_sent_at, sender, device, trace
+            target_outbox_id, enqueued_at, $5::timestamptz, expires_at, 0, 0, maybe_sent_at, sender, device, trace
         from back
         union all
         select conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, target_outbox_id, enqueued_at,
-            $5, expires_at, 0, 0, maybe_sent_at, sender, device, trace
+            $5::timestamptz, expires_at, 0, 0, maybe_sent_at, sender, device, trace
         from other
         "#,
         conversation_id.as_uuid(),

@@ -284,10 +284,12 @@ async fn finish_delivered(
     settled: &mut Settled,
 ) -> Result<(), sqlx::Error> {
     let mut sent = SentColumns::default();
+    let mut found = Vec::new();
     let (mut conversations, mut lane_ids, mut seqs) = (Vec::new(), Vec::new(), Vec::new());
     for lane in lanes.values_mut() {
         let claim = lane.settlement.claim;
         for result in &lane.settlement.results {
+            found.extend(result.found.iter().map(|evidence| evidence.outbox_id.as_uuid()));
             for evidence in result.found.iter().cloned().chain(result.evidence()) {
                 sent.push(claim.conversation_id, evidence);
             }
@@ -301,6 +303,16 @@ async fn finish_delivered(
         }
     }
     sent.insert(conn).await?;
+    if !found.is_empty() {
+        let conversations: Vec<Uuid> = lanes.keys().map(|(conversation_id, _)| conversation_id.as_uuid()).collect();
+        sqlx::query!(
+            "delete from withdrawn_operations where conversation_id = any($1) and outbox_id = any($2)",
+            &conversations,
+            &found,
+        )
+        .execute(&mut *conn)
+        .await?;
+    }
     if seqs.is_empty() {
         return Ok(());
     }

@@ -65,6 +65,20 @@ pub struct Explanation {
     pub attempts: Vec<AttemptView>,
 }
 
+impl Explanation {
+    /// Of what was never meant for Matrix.
+    pub const fn disabled() -> Self {
+        Self {
+            state: Delivery::Disabled,
+            event_id: None,
+            waiting_for: None,
+            due_at: None,
+            ahead: 0,
+            attempts: Vec::new(),
+        }
+    }
+}
+
 /// Says where an operation stands and why it waits.
 pub async fn explain(
     conn: &mut PgConnection,
@@ -132,13 +146,16 @@ pub async fn explain(
     let (waiting_for, due_at) = match state {
         Delivery::Dead => {
             let errcode = row.errcode.map(|errcode| format!(" ({errcode})")).unwrap_or_default();
-            let words = format!("an operator: {}{errcode}; {}", row.cause.unwrap_or_default(), row.hint.unwrap_or_default());
+            let words =
+                format!("an operator: {}{errcode}; {}", row.cause.unwrap_or_default(), row.hint.unwrap_or_default());
             (Some(words), None)
         }
         Delivery::Pending | Delivery::Delivering => match (row.hold, row.paused) {
             (Some(hold), _) => (Some(format!("an operator: its lane is held ({hold})")), None),
             (None, Some(reason)) => (Some(format!("the end of a pause ({reason})")), row.paused_until),
-            (None, None) if row.leased == Some(true) && first => (Some("the homeserver's answer".to_owned()), row.due_at),
+            (None, None) if row.leased == Some(true) && first => {
+                (Some("the homeserver's answer".to_owned()), row.due_at)
+            }
             (None, None) if !first => {
                 let kind = row.head_kind.unwrap_or_default();
                 let again = if row.head_waits == Some(true) { ", which waits after a failed attempt" } else { "" };

@@ -1,6 +1,6 @@
 //! Tests of what `shared` offers to others, from outside.
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
-mod model;
 mod conformance;
 mod faults;
 mod ledger;
+mod model;

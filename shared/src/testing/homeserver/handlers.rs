@@ -101,6 +101,8 @@ fn dispatch(state: &mut State, secret: &str, call: Call, ask: &Ask) -> Answer {
     let who = accounts::authenticate(state, ask)?;
     match call {
         Call::Whoami => Ok(accounts::whoami(&who)),
+        Call::Capabilities => Ok(capabilities()),
+        Call::MediaConfig => Ok(json!({ "m.upload.size": UPLOAD_LIMIT })),
         Call::Logout => Ok(accounts::logout(state, &who)),
         Call::AdminDeactivate { user } => {
             accounts::require_admin(state, &who)?;
@@ -140,6 +142,13 @@ fn dispatch(state: &mut State, secret: &str, call: Call, ask: &Ask) -> Answer {
         }
         _ => Err(Failure::new(404, "M_UNRECOGNIZED", "Unrecognized request")),
     }
+}
+
+/// The largest upload, in bytes.
+const UPLOAD_LIMIT: u64 = 50 * 1024 * 1024;
+
+fn capabilities() -> Value {
+    json!({ "capabilities": { "m.room_versions": { "default": "12", "available": { "12": "stable" } } } })
 }
 
 fn versions() -> Value {

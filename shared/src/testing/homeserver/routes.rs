@@ -9,6 +9,8 @@ use super::reply::Failure;
 pub(super) enum Call {
     Versions,
     Whoami,
+    Capabilities,
+    MediaConfig,
     LoginFlows,
     Login,
     Logout,
@@ -131,6 +133,8 @@ impl Call {
             Self::Members { .. } | Self::JoinedMembers { .. } | Self::JoinedRooms => Kind::Members,
             Self::Login | Self::LoginFlows | Self::Logout | Self::Register | Self::Whoami => Kind::Account,
             Self::Versions
+            | Self::Capabilities
+            | Self::MediaConfig
             | Self::AdminNonce
             | Self::AdminRegister
             | Self::AdminDeactivate { .. }
@@ -228,6 +232,8 @@ fn client(method: &Method, segments: &[&str]) -> Found {
     let own = |text: &&str| (*text).to_owned();
     match segments {
         ["account", "whoami"] => on(method, [(Method::GET, Call::Whoami)]),
+        ["media", "config"] => on(method, [(Method::GET, Call::MediaConfig)]),
+        ["capabilities"] => on(method, [(Method::GET, Call::Capabilities)]),
         ["login"] => on(method, [(Method::GET, Call::LoginFlows), (Method::POST, Call::Login)]),
         ["logout"] => on(method, [(Method::POST, Call::Logout)]),
         ["register"] => on(method, [(Method::POST, Call::Register)]),

@@ -1,0 +1,259 @@
+//! Conversations, members and messages: their rows and rules, one transaction's worth each.
+//!
+//! Every write takes its [`Turn`] first: the conversation's row lock and the next sequence number in one statement. So
+//! the order of commits is the order of sequence numbers, and nothing ever has to be read "since the last seen id".
+
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+
+use crate::{
+    ids::{ConversationId, LaneId, RoomId, UserId},
+    outbox::LaneClass,
+    seal::SealError,
+};
+
+mod members;
+mod messages;
+mod rooms;
+
+pub use members::{Membership, add_member, remove_member};
+pub use messages::{
+    Edited, Message, MessageHead, NewMessage, PageRequest, delete_message, edit_message, find_message, insert_message,
+    message, messages,
+};
+pub use rooms::{RoomPlan, load_room_mapping, lookup_conversation_by_room_id, room_plan, save_room_mapping};
+
+/// Why a write or a read of chat was refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ChatError {
+    /// There is no such conversation.
+    #[error("no such conversation")]
+    NoSuchConversation,
+    /// There is no such message.
+    #[error("no such message")]
+    NoSuchMessage,
+    /// The caller does not belong to the conversation.
+    #[error("not a member of the conversation")]
+    NotAMember,
+    /// Only its author may change a message.
+    #[error("only the author of a message may change it")]
+    NotTheAuthor,
+    /// The message is deleted.
+    #[error("the message is deleted")]
+    Deleted,
+    /// The message has another revision than the caller thinks.
+    #[error("the message has revision {0} by now")]
+    AnotherRevision(i32),
+    /// The message that is answered is not in the conversation.
+    #[error("the message that is answered is not in this conversation")]
+    NoSuchReplyTarget,
+    /// Content could not be sealed or opened.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// The database refused or did not answer.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+}
+
+/// A locked conversation and the sequence number of this write. It exists only inside of a transaction that holds the
+/// lock.
+#[derive(Debug)]
+pub struct Turn {
+    /// The conversation.
+    pub conversation_id: ConversationId,
+    /// This write's place.
+    pub seq: i64,
+    /// When the turn was taken, by the database's clock.
+    pub at: OffsetDateTime,
+}
+
+impl Turn {
+    /// Takes one more sequence number, for a write that enqueues more than one operation.
+    pub async fn advance(&mut self, conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+        self.seq = sqlx::query_scalar!(
+            "update conversations set last_seq = last_seq + 1 where conversation_id = $1 returning last_seq",
+            self.conversation_id.as_uuid(),
+        )
+        .fetch_one(conn)
+        .await?;
+        Ok(())
+    }
+}
+
+/// Locks a conversation and takes its next sequence number. None when there is no such conversation.
+pub async fn lock_conversation(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+) -> Result<Option<Turn>, sqlx::Error> {
+    let row = sqlx::query!(
+        r#"
+        update conversations set last_seq = last_seq + 1
+        where conversation_id = $1
+        returning last_seq, outbox_now() as "at!"
+        "#,
+        conversation_id.as_uuid(),
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(row.map(|row| Turn { conversation_id, seq: row.last_seq, at: row.at }))
+}
+
+/// Locks a conversation for a member's write.
+pub async fn take_turn(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    user_id: UserId,
+) -> Result<Turn, ChatError> {
+    let turn = lock_conversation(conn, conversation_id).await?.ok_or(ChatError::NoSuchConversation)?;
+    if is_member(conn, conversation_id, user_id).await? { Ok(turn) } else { Err(ChatError::NotAMember) }
+}
+
+/// Whether a user belongs to a conversation now.
+pub async fn is_member(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    user_id: UserId,
+) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"
+        select exists (
+            select 1 from conversation_members
+            where conversation_id = $1 and user_id = $2 and removed_seq is null
+        ) as "is_member!"
+        "#,
+        conversation_id.as_uuid(),
+        user_id.as_uuid(),
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// A conversation as its members see it.
+#[derive(Debug, Clone)]
+pub struct Conversation {
+    /// Its id.
+    pub conversation_id: ConversationId,
+    /// What people call it.
+    pub name: Option<String>,
+    /// Who created it.
+    pub created_by: UserId,
+    /// When.
+    pub created_at: OffsetDateTime,
+    /// Who belongs to it now, in the order in which they came.
+    pub members: Vec<UserId>,
+    /// Its Matrix room, once there is one.
+    pub room_id: Option<RoomId>,
+    /// Members whom the homeserver would not have invited.
+    pub not_invited: Vec<UserId>,
+}
+
+/// Creates a conversation with its members and its chat lane. The creator becomes a member too.
+pub async fn create_conversation(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    name: Option<&str>,
+    creator: UserId,
+    members: &[UserId],
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        r#"
+        insert into conversations (conversation_id, name, created_by, created_at, last_seq)
+        values ($1, $2, $3, outbox_now(), 1)
+        "#,
+        conversation_id.as_uuid(),
+        name,
+        creator.as_uuid(),
+    )
+    .execute(&mut *conn)
+    .await?;
+    let mut everyone = vec![creator.as_uuid()];
+    for member in members {
+        if !everyone.contains(&member.as_uuid()) {
+            everyone.push(member.as_uuid());
+        }
+    }
+    sqlx::query!(
+        r#"
+        insert into conversation_members (conversation_id, user_id, added_seq)
+        select $1, user_id, 1 from unnest($2::uuid[]) as m (user_id)
+        "#,
+        conversation_id.as_uuid(),
+        &everyone,
+    )
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query!(
+        r#"
+        insert into lanes (conversation_id, lane_id, lane_class, open, frozen_through, epoch)
+        values ($1, $2, $3, 0, 0, 0)
+        "#,
+        conversation_id.as_uuid(),
+        LaneId::from(conversation_id).as_uuid(),
+        LaneClass::Chat.as_str(),
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Reads a conversation for one of its members.
+pub async fn conversation(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    reader: UserId,
+) -> Result<Conversation, ChatError> {
+    let found = read_conversations(conn, &[conversation_id]).await?.pop().ok_or(ChatError::NoSuchConversation)?;
+    if found.members.contains(&reader) { Ok(found) } else { Err(ChatError::NotAMember) }
+}
+
+/// The conversations that a user belongs to, newest first, those created before `before` only.
+pub async fn conversations(
+    conn: &mut PgConnection,
+    user_id: UserId,
+    before: Option<ConversationId>,
+    limit: i64,
+) -> Result<Vec<Conversation>, sqlx::Error> {
+    let ids = sqlx::query_scalar!(
+        r#"
+        select conversation_id as "conversation_id: ConversationId" from conversation_members
+        where user_id = $1 and removed_seq is null and ($2::uuid is null or conversation_id < $2)
+        order by conversation_id desc
+        limit $3
+        "#,
+        user_id.as_uuid(),
+        before.map(ConversationId::as_uuid),
+        limit,
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    read_conversations(conn, &ids).await
+}
+
+async fn read_conversations(conn: &mut PgConnection, ids: &[ConversationId]) -> Result<Vec<Conversation>, sqlx::Error> {
+    let ids: Vec<_> = ids.iter().map(|id| id.as_uuid()).collect();
+    sqlx::query_as!(
+        Conversation,
+        r#"
+        select c.conversation_id as "conversation_id: ConversationId", c.name, c.created_by as "created_by: UserId",
+            c.created_at, r.matrix_room_id as "room_id?: RoomId",
+            array(
+                select m.user_id from conversation_members m
+                where m.conversation_id = c.conversation_id and m.removed_seq is null
+                order by m.added_seq, m.user_id
+            ) as "members!: Vec<UserId>",
+            array(
+                select d.subject_id from dead_letters d
+                join conversation_members m on m.conversation_id = d.conversation_id and m.user_id = d.subject_id
+                    and m.removed_seq is null
+                where d.conversation_id = c.conversation_id and d.kind = 'invite'
+            ) as "not_invited!: Vec<UserId>"
+        from conversations c
+        left join matrix_room_mappings r on r.conversation_id = c.conversation_id
+        where c.conversation_id = any($1)
+        order by c.conversation_id desc
+        "#,
+        &ids,
+    )
+    .fetch_all(conn)
+    .await
+}

@@ -1,0 +1,97 @@
+//! The Matrix room of a conversation, as the database knows it.
+
+use sqlx::PgConnection;
+
+use crate::ids::{ConversationId, RoomId, UserId};
+
+/// Where a conversation's operations are sent: its room and who belongs there.
+#[derive(Debug, Clone)]
+pub struct RoomPlan {
+    /// What people call the conversation.
+    pub name: Option<String>,
+    /// Who belongs to it as of an operation.
+    pub members: Vec<UserId>,
+}
+
+/// Who belonged to a conversation at a sequence number: whom its room is created with for that operation.
+pub async fn room_plan(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    seq: i64,
+) -> Result<Option<RoomPlan>, sqlx::Error> {
+    let row = sqlx::query!(
+        r#"
+        select c.name, array(
+            select m.user_id from conversation_members m
+            where m.conversation_id = c.conversation_id and m.added_seq <= $2
+                and (m.removed_seq is null or m.removed_seq > $2)
+            order by m.added_seq, m.user_id
+        ) as "members!: Vec<UserId>"
+        from conversations c
+        where c.conversation_id = $1
+        "#,
+        conversation_id.as_uuid(),
+        seq,
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(row.map(|row| RoomPlan { name: row.name, members: row.members }))
+}
+
+/// Remembers the room of a conversation. The first to say so is right: returns the room that counts.
+pub async fn save_room_mapping(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    room_id: &RoomId,
+    ready: bool,
+) -> Result<RoomId, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"
+        insert into matrix_room_mappings (conversation_id, matrix_room_id, created_at, ready_at)
+        values ($1, $2, outbox_now(), case when $3 then outbox_now() end)
+        on conflict (conversation_id) do update
+        set ready_at = case when matrix_room_mappings.matrix_room_id = excluded.matrix_room_id
+            then coalesce(matrix_room_mappings.ready_at, excluded.ready_at)
+            else matrix_room_mappings.ready_at end
+        returning matrix_room_id as "room_id: RoomId"
+        "#,
+        conversation_id.as_uuid(),
+        room_id.as_str(),
+        ready,
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// The room of a conversation, and whether it is known to be whole.
+pub async fn load_room_mapping(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+) -> Result<Option<(RoomId, bool)>, sqlx::Error> {
+    let row = sqlx::query!(
+        r#"
+        select matrix_room_id as "room_id: RoomId", ready_at is not null as "ready!"
+        from matrix_room_mappings where conversation_id = $1
+        "#,
+        conversation_id.as_uuid(),
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(row.map(|row| (row.room_id, row.ready)))
+}
+
+/// The conversation of a room.
+pub async fn lookup_conversation_by_room_id(
+    conn: &mut PgConnection,
+    room_id: &RoomId,
+) -> Result<Option<ConversationId>, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"
+        select conversation_id as "conversation_id: ConversationId"
+        from matrix_room_mappings where matrix_room_id = $1
+        "#,
+        room_id.as_str(),
+    )
+    .fetch_optional(conn)
+    .await
+}
