@@ -261,7 +261,6 @@ async fn edit(
     Extract(state): AppState,
     caller: Caller,
     IfMatch(expected): IfMatch,
-    Wait(wait): Wait,
     IdPath(id): IdPath<MessageId>,
     JsonBody(new): JsonBody<PatchMessage>,
 ) -> Result<Response, ApiError> {
@@ -279,7 +278,7 @@ async fn edit(
             }
         }
     }
-    Ok(rendered(StatusCode::OK, read_waiting(&state, id, caller.user_id, wait).await?, wait))
+    Ok(rendered(StatusCode::OK, read_waiting(&state, id, caller.user_id, None).await?, None))
 }
 
 async fn delete(

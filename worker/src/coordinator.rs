@@ -171,7 +171,7 @@ impl Batch {
     /// Says how the operation ended that was begun last. True when the next may follow.
     pub(crate) fn end(&mut self, outcome: Outcome, attempt: Option<Attempt>, found: Vec<outbox::Evidence>) -> bool {
         let Some((operation, began)) = self.current.take() else { return false };
-        let attempt = attempt.map(|attempt| Attempt { took: began.elapsed(), ..attempt });
+        let attempt = attempt.map(|attempt| Attempt { began: Some(began), took: began.elapsed(), ..attempt });
         let next = outcome.lets_the_next_go();
         self.results.push(OperationResult { operation, outcome, attempt, found });
         next
