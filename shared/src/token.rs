@@ -14,7 +14,7 @@ const LEEWAY_SECONDS: u64 = 5;
 #[derive(Debug, Serialize, Deserialize)]
 struct Claims {
     sub: Option<String>,
-    exp: i64,
+    exp: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     scope: Option<String>,
 }
@@ -103,7 +103,7 @@ pub fn sign(
     expires_at: i64,
     scope: Option<&str>,
 ) -> Result<String, jsonwebtoken::errors::Error> {
-    let claims = Claims { sub: Some(user_id.to_string()), exp: expires_at, scope: scope.map(str::to_owned) };
+    let claims = Claims { sub: Some(user_id.to_string()), exp: Some(expires_at), scope: scope.map(str::to_owned) };
     let key = EncodingKey::from_secret(secret.expose_secret().as_bytes());
     jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key)
 }
