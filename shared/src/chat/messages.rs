@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 
 use super::{ChatError, Turn, is_member};
 use crate::{
-    ids::{ConversationId, EventId, MessageId, OutboxId, RoomId, UserId},
+    ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId, UserId},
     outbox::{self, Deletion, Delivery},
     seal::{KeyRing, Place},
 };
@@ -277,6 +277,14 @@ async fn locked(
     if message.author_id == author_id { Ok(message) } else { Err(ChatError::NotTheAuthor) }
 }
 
+/// The lane comes before the message's row: a settle locks in this order, and writes the event's id onto the message.
+async fn lock_before_writing(conn: &mut PgConnection, turn: &Turn, message: &Locked) -> Result<(), sqlx::Error> {
+    if message.send_outbox_id.is_none() {
+        return Ok(());
+    }
+    outbox::lock_lane(conn, turn.conversation_id, LaneId::from(turn.conversation_id)).await
+}
+
 /// What an edit did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Edited {
@@ -309,6 +317,7 @@ pub async fn edit_message(
     if expected.is_some_and(|expected| expected != message.revision) {
         return Err(ChatError::AnotherRevision(message.revision));
     }
+    lock_before_writing(conn, turn, &message).await?;
     place.revision += 1;
     let body = keys.seal(place, text)?;
     sqlx::query!(
@@ -354,6 +363,7 @@ pub async fn delete_message(
     if message.deleted {
         return Ok(None);
     }
+    lock_before_writing(conn, turn, &message).await?;
     sqlx::query!(
         "delete from message_revisions where conversation_id = $1 and message_id = $2",
         turn.conversation_id.as_uuid(),

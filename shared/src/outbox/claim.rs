@@ -271,7 +271,8 @@ pub async fn claim(conn: &mut PgConnection, request: &ClaimRequest) -> Result<Cl
     Ok(Claim { batches, lanes: lanes.len(), taken_over })
 }
 
-/// Whatever a lapsed owner was handed may have been sent from its claim on: nobody knows, so it counts as ambiguous.
+/// Whatever a lapsed owner was handed may have been sent from its claim on: nobody knows, so it counts as ambiguous. What
+/// has no sender was never handed to anybody: an edit that came back with its message stands among what is frozen.
 async fn mark_ambiguous(conn: &mut PgConnection, conversations: &[Uuid], lanes: &[Uuid]) -> Result<(), sqlx::Error> {
     sqlx::query!(
         r#"
@@ -283,6 +284,7 @@ async fn mark_ambiguous(conn: &mut PgConnection, conversations: &[Uuid], lanes: 
             and o.lane_id = c.lane_id
             and o.seq <= l.frozen_through
             and o.maybe_sent_at is null
+            and o.sender is not null
         "#,
         conversations,
         lanes,
@@ -400,8 +402,9 @@ async fn due_operations(
 
 impl DueRow {
     fn into_operation(self, kind: Kind, request: &ClaimRequest, now: OffsetDateTime) -> ClaimedOperation {
-        let sender = self.sender.unwrap_or_else(|| request.sender.clone());
-        let device = self.device.unwrap_or_else(|| request.device.clone());
+        // As the row will have it: see `fix_senders`.
+        let fixed = self.sender.zip(self.device).filter(|_| self.maybe_sent_at.is_some());
+        let (sender, device) = fixed.unwrap_or_else(|| (request.sender.clone(), request.device.clone()));
         // The homeserver remembers for a time, and for the device that sent it only.
         let forgotten = |since: OffsetDateTime, sender: &str, device: &str| {
             device.is_empty()
@@ -452,7 +455,8 @@ impl DueRow {
     }
 }
 
-/// Sender and device of the first attempt are those of every later one: the homeserver's memory hangs on both.
+/// Sender and device of the first attempt that may have arrived are those of every later one: the homeserver's memory
+/// hangs on both.
 async fn fix_senders(conn: &mut PgConnection, request: &ClaimRequest, batches: &[Claimed]) -> Result<(), sqlx::Error> {
     let (mut conversations, mut lanes, mut seqs) = (Vec::new(), Vec::new(), Vec::new());
     for batch in batches {

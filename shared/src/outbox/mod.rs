@@ -142,7 +142,7 @@ impl Kind {
 const PARENT_DEAD_HINT: &str = "requeue the message that it belongs to";
 
 /// Locks a lane. A statement of its own that reads nothing else: what follows sees what was committed under the lock.
-async fn lock_lane(
+pub(crate) async fn lock_lane(
     conn: &mut PgConnection,
     conversation_id: ConversationId,
     lane_id: LaneId,

@@ -5,7 +5,7 @@
 //! | an operation of the message is | edit | delete |
 //! |---|---|---|
 //! | waiting | the message's own: carries the new text, its waiting edits go. An edit: carries the new text | goes: cancelled |
-//! | handed or delivered | an edit follows (a waiting one carries it); dead edits that were never sent go | a redaction follows |
+//! | handed or delivered | an edit follows (a waiting one carries it, others go); dead edits that were never sent go | a redaction follows |
 //! | dead, certainly not sent | carries the new text; its dead edits go | goes |
 //! | dead, perhaps sent | a dead edit carries the new text, for the requeue | goes; a redaction follows |
 //! | given up, perhaps sent | nothing | a redaction follows |
@@ -125,8 +125,11 @@ pub async fn edit(
         }
         State::Gone => {
             bury_for_good(conn, turn, &edits(State::Dead { maybe_sent: false })).await?;
-            if let Some(waiting) = edits(State::Waiting).first() {
-                carry(conn, turn, *waiting, revision).await?;
+            if let Some((first, others)) = edits(State::Waiting).split_first() {
+                // Several wait when one was handed and refused meanwhile. The newest text stands in one of them only, and
+                // none that is older may leave after it.
+                carry(conn, turn, *first, revision).await?;
+                remove_waiting(conn, turn, lane_id, others).await?;
             } else {
                 let operation = Operation {
                     outbox_id: OutboxId::generate(),

@@ -150,6 +150,7 @@ pub struct Settled {
 /// A lane that this settle holds.
 struct Lane<'a> {
     settlement: &'a Settlement,
+    claimed_at: OffsetDateTime,
     gone: i32,
     sent_through: i64,
     hold: Option<String>,
@@ -170,9 +171,9 @@ pub async fn settle(
     }
     let mut lanes: HashMap<(ConversationId, LaneId), Lane<'_>> = held
         .into_iter()
-        .map(|settlement| {
+        .map(|(settlement, claimed_at)| {
             let key = (settlement.claim.conversation_id, settlement.claim.lane_id);
-            (key, Lane { settlement, gone: 0, sent_through: 0, hold: None })
+            (key, Lane { settlement, claimed_at, gone: 0, sent_through: 0, hold: None })
         })
         .collect();
 
@@ -199,14 +200,14 @@ async fn lock_lanes<'a>(
     worker_id: WorkerId,
     settlements: &'a [Settlement],
     settled: &mut Settled,
-) -> Result<(Vec<&'a Settlement>, OffsetDateTime), sqlx::Error> {
+) -> Result<(Vec<(&'a Settlement, OffsetDateTime)>, OffsetDateTime), sqlx::Error> {
     let conversations: Vec<Uuid> = settlements.iter().map(|s| s.claim.conversation_id.as_uuid()).collect();
     let lane_ids: Vec<Uuid> = settlements.iter().map(|s| s.claim.lane_id.as_uuid()).collect();
     let epochs: Vec<i64> = settlements.iter().map(|s| s.claim.epoch).collect();
     let locked = sqlx::query!(
         r#"
         select l.conversation_id as "conversation_id: ConversationId", l.lane_id as "lane_id: LaneId", l.epoch,
-            outbox_now() as "now!"
+            coalesce(l.claimed_at, outbox_now()) as "claimed_at!", outbox_now() as "now!"
         from lanes l
         join unnest($1::uuid[], $2::uuid[], $3::bigint[]) as c (conversation_id, lane_id, epoch)
             on l.conversation_id = c.conversation_id and l.lane_id = c.lane_id and l.epoch = c.epoch
@@ -222,11 +223,12 @@ async fn lock_lanes<'a>(
     .fetch_all(&mut *conn)
     .await?;
     let now = locked.first().map_or(OffsetDateTime::UNIX_EPOCH, |lane| lane.now);
-    let locked: HashSet<_> = locked.into_iter().map(|lane| (lane.conversation_id, lane.lane_id, lane.epoch)).collect();
+    let locked: HashMap<_, _> =
+        locked.into_iter().map(|lane| ((lane.conversation_id, lane.lane_id, lane.epoch), lane.claimed_at)).collect();
     let missing: Vec<usize> = (0..settlements.len())
         .filter(|n| {
             let claim = &settlements[*n].claim;
-            !locked.contains(&(claim.conversation_id, claim.lane_id, claim.epoch))
+            !locked.contains_key(&(claim.conversation_id, claim.lane_id, claim.epoch))
         })
         .collect();
     if !missing.is_empty() {
@@ -258,7 +260,10 @@ async fn lock_lanes<'a>(
     }
     let held = settlements
         .iter()
-        .filter(|s| locked.contains(&(s.claim.conversation_id, s.claim.lane_id, s.claim.epoch)))
+        .filter_map(|s| {
+            let claimed_at = locked.get(&(s.claim.conversation_id, s.claim.lane_id, s.claim.epoch))?;
+            Some((s, *claimed_at))
+        })
         .collect();
     Ok((held, now))
 }
@@ -444,8 +449,9 @@ async fn settle_failure(
             wait(conn, claim, operation, now, *retry_in, None, *own_fault).await?;
         }
         Outcome::Ambiguous { retry_in } => {
-            let began = now - result.attempt.as_ref().map_or(Duration::ZERO, Attempt::age);
-            wait(conn, claim, operation, now, *retry_in, Some(began), false).await?;
+            // Not when it is settled, which may be a day later if the database was away: the homeserver forgets
+            // meanwhile. The claim came before the attempt.
+            wait(conn, claim, operation, now, *retry_in, Some(lane.claimed_at), false).await?;
         }
         Outcome::RoomFault { reason } => lane.hold = Some(reason.clone()),
         Outcome::OwnFault { .. } if operation.kind.holds_its_lane() || closes(operation) => {

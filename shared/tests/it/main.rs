@@ -4,4 +4,5 @@ mod conformance;
 mod faults;
 mod ledger;
 mod model;
+mod outbox;
 mod statements;

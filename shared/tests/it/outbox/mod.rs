@@ -1,0 +1,6 @@
+//! The outbox on a real database: each test is a law, and fails without what upholds it.
+mod races;
+mod sound;
+mod table;
+mod takeover;
+mod world;
