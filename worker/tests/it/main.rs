@@ -2,5 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 mod configuration;
+mod members;
+mod revisions;
 mod scene;
 mod thread;
+mod toggling;
