@@ -3,7 +3,10 @@
 
 mod configuration;
 mod members;
+mod order;
+mod private_postgres;
 mod revisions;
 mod scene;
+mod takeover;
 mod thread;
 mod toggling;
