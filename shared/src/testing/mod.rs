@@ -14,7 +14,16 @@ pub mod proxy;
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Asks again and again until there is an answer; panics when there is none within [`PATIENCE`].
-pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, ask: impl FnMut() -> F) -> T {
+    eventually_within(PATIENCE, what, ask).await
+}
+
+/// Asks again and again until there is an answer; panics when there is none within the limit.
+pub async fn eventually_within<T, F: Future<Output = Option<T>>>(
+    limit: Duration,
+    what: &str,
+    mut ask: impl FnMut() -> F,
+) -> T {
     let asking = async {
         loop {
             if let Some(answer) = ask().await {
@@ -23,7 +32,7 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: i
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, asking).await.unwrap_or_else(|_| panic!("waited in vain: {what}"))
+    tokio::time::timeout(limit, asking).await.unwrap_or_else(|_| panic!("waited in vain: {what}"))
 }
 
 /// A variable of the environment that `make test` sets.

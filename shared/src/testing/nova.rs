@@ -234,12 +234,31 @@ impl NovaUser {
 
     /// Sends a request; an error means that no answer came.
     pub async fn try_call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Answer, reqwest::Error> {
+        self.try_call_with(method, path, &[], body).await
+    }
+
+    /// Sends a request with more headers; an error means that no answer came.
+    pub async fn try_call_with(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<&Value>,
+    ) -> Result<Answer, reqwest::Error> {
         let method = method.parse().expect("a method");
         let mut request = self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
         if let Some(body) = body {
             request = request.json(body);
         }
         answer(request).await
+    }
+
+    /// Sends a request with more headers.
+    pub async fn call_with(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Option<&Value>) -> Answer {
+        self.try_call_with(method, path, headers, body).await.expect("the API answers")
     }
 
     /// Sends a request.
@@ -277,6 +296,21 @@ impl NovaUser {
     pub async fn post(&self, conversation_id: &str, text: &str) -> Answer {
         let body = json!({"conversation_id": conversation_id, "plaintext": text});
         self.call("POST", "/messages", Some(&body)).await
+    }
+
+    /// Gives a message another text.
+    pub async fn edit(&self, message_id: &str, text: &str) -> Answer {
+        self.call("PATCH", &format!("/messages/{message_id}"), Some(&json!({"plaintext": text}))).await
+    }
+
+    /// Deletes a message.
+    pub async fn delete(&self, message_id: &str) -> Answer {
+        self.call("DELETE", &format!("/messages/{message_id}"), None).await
+    }
+
+    /// Reads something that is there.
+    pub async fn get(&self, path: &str) -> Value {
+        self.call("GET", path, None).await.expect(200)
     }
 
     /// Reads a message again and again until it is delivered.

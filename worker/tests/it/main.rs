@@ -2,5 +2,11 @@
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 mod configuration;
+mod members;
+mod order;
+mod private_postgres;
+mod revisions;
 mod scene;
+mod takeover;
 mod thread;
+mod toggling;

@@ -1,9 +1,11 @@
 //! The whole product around a homeserver, as a test needs it.
 
+use serde_json::Value;
 use shared::testing::{
     database::TestDatabase,
-    homeserver::FakeHomeserver,
-    matrix_client::{HomeserverAddress, MatrixClient},
+    eventually,
+    homeserver::{FakeHomeserver, Kind, LoggedRequest},
+    matrix_client::{HomeserverAddress, MatrixClient, MatrixEvent},
     nova::{Environment, NovaUser, Program, api_environment, service_account, worker_environment},
     test_variable,
 };
@@ -68,15 +70,102 @@ impl Scene {
         Program::start("worker", &self.worker_environment).await
     }
 
+    /// A worker that waits long for the homeserver, so that a test may hold what it asks.
+    pub(crate) async fn patient_worker(&self) -> Program {
+        self.worker_with(&[("OUTBOX_LEASE", "40s"), ("OUTBOX_HTTP_TIMEOUT", "30s")]).await
+    }
+
+    /// A worker that waits long after a failure, so that a test may act before the next attempt.
+    pub(crate) async fn slow_worker(&self) -> Program {
+        self.worker_with(&[("OUTBOX_BACKOFF", "3s")]).await
+    }
+
     /// A worker with other options.
     pub(crate) async fn worker_with(&self, options: &[(&str, &str)]) -> Program {
         let mut environment = self.worker_environment.clone();
         environment.extend(options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         Program::start("worker", &environment).await
     }
+
+    /// The API once more, with other options.
+    pub(crate) async fn api_with(&self, options: &[(&str, &str)]) -> Program {
+        let mut environment = api_environment(&self.database.url);
+        environment.extend(options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        Program::start("api", &environment).await
+    }
+
+    /// A conversation of the two, with a room in which one message stands.
+    pub(crate) async fn begun(&self) -> (String, String) {
+        let conversation = self.ada.create_conversation(&[self.grace.user_id]).await;
+        let first = id(&self.ada.post(&conversation, "begun").await.expect(201));
+        let room = room_of(&self.ada.delivered(&first).await).to_owned();
+        (conversation, room)
+    }
+
+    /// Waits until nothing is left to do.
+    pub(crate) async fn drained(&self) {
+        eventually("everything is done", || async {
+            (self.database.count("select count(*) from outbox").await == 0).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until so many attempts ended in this way.
+    pub(crate) async fn attempted(&self, outcome: &str, times: i64) {
+        eventually(&format!("{times} attempts are {outcome}"), || async {
+            let found: i64 = sqlx::query_scalar("select count(*) from attempts where outcome = $1")
+                .bind(outcome)
+                .fetch_one(&self.database.pool)
+                .await
+                .unwrap();
+            (found >= times).then_some(())
+        })
+        .await;
+    }
+}
+
+/// The room of a message that is known to stand in one.
+pub(crate) fn room_of(message: &Value) -> &str {
+    message["matrix"]["room_id"].as_str().unwrap()
+}
+
+/// What stands in a room beside its state, an entry for each event. A message is its text, one that was redacted
+/// `gone`, an edit `<place> := <text>`, a redaction `x <place>`, what closes a transaction `void`.
+pub(crate) fn shape(events: &[MatrixEvent]) -> Vec<String> {
+    let events: Vec<&MatrixEvent> = events.iter().filter(|event| event.state_key.is_none()).collect();
+    let place = |id: &str| events.iter().position(|event| event.event_id == id).unwrap_or(usize::MAX);
+    events
+        .iter()
+        .map(|event| match event.event_type.as_str() {
+            "m.room.redaction" => format!("x {}", place(event.content["redacts"].as_str().unwrap_or_default())),
+            "com.nova.outbox.void" => "void".to_owned(),
+            _ if event.is_redacted() => "gone".to_owned(),
+            "m.room.message" => match event.replaces() {
+                Some(original) => {
+                    format!("{} := {}", place(original), event.content["m.new_content"]["body"].as_str().unwrap())
+                }
+                None => event.body().unwrap().to_owned(),
+            },
+            other => other.to_owned(),
+        })
+        .collect()
+}
+
+/// What was asked of the homeserver under transaction ids, in order.
+pub(crate) fn sends(fake: &FakeHomeserver) -> Vec<LoggedRequest> {
+    fake.requests().into_iter().filter(|request| matches!(request.kind, Kind::Send | Kind::Redact)).collect()
+}
+
+/// The sum of a metric over all its labels.
+pub(crate) async fn metric(program: &Program, name: &str) -> f64 {
+    let text = reqwest::get(format!("{}/metrics", program.url())).await.unwrap().text().await.unwrap();
+    text.lines()
+        .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])))
+        .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
+        .sum()
 }
 
 /// The id of what an answer describes.
-pub(crate) fn id(body: &serde_json::Value) -> String {
+pub(crate) fn id(body: &Value) -> String {
     body["id"].as_str().unwrap().to_owned()
 }

@@ -13,7 +13,7 @@ use shared::testing::{
     proxy::PgProxy,
 };
 
-use crate::scene::{Home, Scene, id};
+use crate::scene::{Home, Scene, id, room_of};
 
 /// The messages of a room, as a client reads them: body, author, event id.
 async fn messages(client: &MatrixClient, room: &str) -> Vec<(String, Value, String)> {
@@ -29,10 +29,6 @@ async fn messages(client: &MatrixClient, room: &str) -> Vec<(String, Value, Stri
             )
         })
         .collect()
-}
-
-fn room_of(message: &Value) -> &str {
-    message["matrix"]["room_id"].as_str().unwrap()
 }
 
 /// Posts, and reads back as a member of the room does.
