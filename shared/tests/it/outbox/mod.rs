@@ -1,4 +1,7 @@
 //! The outbox on a real database: each test is a law, and fails without what upholds it.
+mod idempotency;
+mod lanes;
+mod late;
 mod races;
 mod sound;
 mod table;
