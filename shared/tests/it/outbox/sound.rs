@@ -41,7 +41,8 @@ where m.deleted_at is not null and ($1::uuid is null or r.conversation_id = $1)
 union all
 select 'what may be changed in place carries text that exists', o.outbox_id::text
 from live o join lane l using (conversation_id, lane_id)
-where o.kind in ('message', 'edit') and o.seq > l.frozen_through and o.maybe_sent_at is null
+join messages m on m.conversation_id = o.conversation_id and m.message_id = o.subject_id
+where m.deleted_at is null and o.kind in ('message', 'edit') and o.seq > l.frozen_through and o.maybe_sent_at is null
     and not exists (
         select 1 from message_revisions r
         where r.conversation_id = o.conversation_id and r.message_id = o.subject_id and r.revision = o.revision
