@@ -45,7 +45,10 @@ async fn a_disabled_worker_claims_nothing_and_an_enabled_one_goes_on_where_it_wa
     let conversation = scene.ada.create_conversation(&[scene.grace.user_id]).await;
     let message = id(&scene.ada.post(&conversation, "words one").await.expect(201));
     let mut idle = scene.worker_with(&[("MATRIX_ENABLED", "false")]).await;
-    assert!(idle.log().iter().any(|line| line.contains("nothing is claimed")));
+    eventually("the worker says so", || async {
+        idle.log().iter().any(|line| line.contains("nothing is claimed")).then_some(())
+    })
+    .await;
     // Nothing is handed out, so all can still be changed in place.
     for n in 0..20 {
         scene.ada.edit(&message, &format!("words {n}")).await.expect(200);

@@ -131,7 +131,8 @@ async fn a_settle_sleeps_through_no_post() {
             let settled = world.settle_all(&worker, &settlements).await;
             assert!(settled.fenced.is_empty());
             let deferred = settled.deferred;
-            settlements = settlements.into_iter().enumerate().filter(|(n, _)| deferred.contains(n)).map(|x| x.1).collect();
+            settlements =
+                settlements.into_iter().enumerate().filter(|(n, _)| deferred.contains(n)).map(|x| x.1).collect();
         }
         posting.await.unwrap();
         world.sound().await;
