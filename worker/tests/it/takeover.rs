@@ -78,10 +78,8 @@ async fn a_worker_that_stalls_past_its_lease_settles_nothing_when_it_comes_back(
     held.arrived().await;
     stalled.signal(Signal::STOP);
     let _other = scene.worker().await;
-    let behind = [
-        post(&scene, &asked, &conversation, "behind it").await,
-        post(&scene, &asked, &conversation, "and last").await,
-    ];
+    let behind =
+        [post(&scene, &asked, &conversation, "behind it").await, post(&scene, &asked, &conversation, "and last").await];
     for message in [&message, &behind[0], &behind[1]] {
         scene.ada.delivered(message).await;
     }
@@ -182,7 +180,11 @@ async fn orphaned(fake: &FakeHomeserver, scene: &Scene, arrived: bool) -> (Strin
     let mut worker = scene.slow_worker().await;
     let (conversation, room) = scene.begun().await;
     scene.drained().await;
-    if arrived { fake.on_send().drop_after_accept().once() } else { fake.on_send().drop_before().once() };
+    if arrived {
+        fake.on_send().drop_after_accept().once()
+    } else {
+        fake.on_send().drop_before().once()
+    };
     let message = id(&scene.ada.post(&conversation, "words").await.expect(201));
     scene.attempted("ambiguous", 1).await;
     worker.kill();
