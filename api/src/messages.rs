@@ -130,7 +130,7 @@ fn check_text(text: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// A message as an answer: with its revision as the `ETag`.
+/// A message as an answer: with its revision as its entity tag.
 fn rendered(status: StatusCode, message: chat::Message, waited: Option<Duration>) -> Response {
     let tag = HeaderValue::from_str(&format!("\"{}\"", message.revision));
     let mut response = (status, Json(MessageBody::from(message))).into_response();

@@ -3,4 +3,7 @@
 
 mod atomicity;
 mod bad_input;
+mod compatibility;
 mod conversations;
+mod idempotency;
+mod pages;

@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 mod configuration;
+mod delivery;
+mod fairness;
 mod members;
 mod order;
 mod private_postgres;

@@ -471,17 +471,17 @@ async fn an_edit_that_changes_nothing_or_comes_too_late_sends_nothing() {
     assert_eq!(same.headers["etag"], "\"1\"");
     assert_eq!((&same.body["revision"], &same.body["edited_at"]), (&json!(1), &Value::Null));
     let path = format!("/messages/{message}");
-    let patch = |tag: &'static str, text: &'static str| {
+    let edit = |tag: &'static str, text: &'static str| {
         let (scene, path) = (&scene, &path);
         async move { scene.ada.call_with("PATCH", path, &[("If-Match", tag)], Some(&json!({"plaintext": text}))).await }
     };
-    let edited = patch("\"1\"", "words two").await;
+    let edited = edit("\"1\"", "words two").await;
     assert_eq!((edited.status, edited.headers["etag"].as_str()), (200, "\"2\""));
-    let late = patch("\"1\"", "words three").await;
+    let late = edit("\"1\"", "words three").await;
     assert_eq!((late.status, late.code()), (412, "another_revision"));
-    let garbled = patch("one", "words three").await;
+    let garbled = edit("one", "words three").await;
     assert_eq!((garbled.status, garbled.code()), (422, "invalid"));
-    let current = patch("*", "words four").await;
+    let current = edit("*", "words four").await;
     assert_eq!((current.status, current.headers["etag"].as_str()), (200, "\"3\""));
     scene.drained().await;
     let shape = shape(&fake.timeline(&room));

@@ -135,12 +135,10 @@ async fn the_evidence_of_a_late_finisher_is_kept_although_it_settles_nothing() {
     assert_exact(&home, &asked).await;
 }
 
-/// When the first operation of the outbox is due, in milliseconds since 1970.
+/// When the only lane with work is due, in milliseconds since 1970.
 async fn due(scene: &Scene) -> u64 {
-    let due: OffsetDateTime = sqlx::query_scalar("select due_at from outbox order by seq limit 1")
-        .fetch_one(&scene.database.pool)
-        .await
-        .unwrap();
+    let due: OffsetDateTime =
+        sqlx::query_scalar("select due_at from lanes where open > 0").fetch_one(&scene.database.pool).await.unwrap();
     u64::try_from(due.unix_timestamp_nanos() / 1_000_000).unwrap()
 }
 
