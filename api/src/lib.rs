@@ -13,7 +13,7 @@ use shared::{
     token::Tokens,
 };
 use sqlx::PgPool;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 use tower_http::{catch_panic::CatchPanicLayer, timeout::TimeoutLayer};
 
@@ -28,6 +28,9 @@ mod problem;
 /// A request that takes longer is told to come back: its connection may hang on a database that will not answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// How many requests may wait for their delivery at once.
+const MAX_WAITING: usize = 64;
+
 /// The largest body of any request. Texts have their own, smaller limit.
 const MAX_BODY_BYTES: usize = 64 * 1024;
 
@@ -41,6 +44,8 @@ struct State {
     lane_limit: i32,
     wake: Wake,
     metrics: PrometheusHandle,
+    /// Permits of requests that wait for a delivery.
+    waiting: Semaphore,
 }
 
 type AppState = axum::extract::State<Arc<State>>;
@@ -64,6 +69,7 @@ impl App {
             lane_limit: config.api.lane_limit,
             wake,
             metrics,
+            waiting: Semaphore::new(MAX_WAITING),
         };
         Ok(Self { state: Arc::new(state) })
     }

@@ -39,8 +39,9 @@ pub(crate) fn routes() -> Router<Arc<State>> {
         .route("/conversations/{id}/messages", get(list))
 }
 
-/// How often a request that waits for its delivery looks.
-const LOOK_EVERY: Duration = Duration::from_millis(25);
+/// How soon a request that waits for its delivery looks again; twice as late each time, up to the second.
+const LOOK_FIRST_AFTER: Duration = Duration::from_millis(25);
+const LOOK_AT_LEAST_EVERY: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,11 +49,21 @@ struct PatchMessage {
     plaintext: String,
 }
 
+/// What a message is.
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum MessageKind {
+    #[default]
+    Text,
+}
+
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct PostMessage {
     conversation_id: ConversationId,
     plaintext: String,
+    #[serde(default)]
+    kind: MessageKind,
     #[serde(default)]
     reply_to: Option<MessageId>,
 }
@@ -153,16 +164,20 @@ async fn read_waiting(
     wait: Option<Duration>,
 ) -> Result<chat::Message, ApiError> {
     let until = wait.map(|wait| Instant::now() + wait);
+    // Beyond so many, a request is answered at once: waiting must not use up the database.
+    let waiting = state.waiting.try_acquire().ok();
+    let mut pause = LOOK_FIRST_AFTER;
     loop {
         let message = {
             let mut conn = state.pool.acquire().await?;
             chat::message(&mut conn, &state.keys, message_id, reader).await?
         };
         let under_way = matches!(message.delivery, Some(Delivery::Pending | Delivery::Delivering));
-        if !under_way || until.is_none_or(|until| Instant::now() >= until) {
+        if !under_way || waiting.is_none() || until.is_none_or(|until| Instant::now() >= until) {
             return Ok(message);
         }
-        sleep(LOOK_EVERY).await;
+        sleep(pause).await;
+        pause = (pause * 2).min(LOOK_AT_LEAST_EVERY);
     }
 }
 
@@ -224,7 +239,8 @@ async fn create(
         state.wake.committed();
     }
     let message = match wait {
-        Some(_) => read_waiting(&state, message_id, caller.user_id, wait).await?,
+        // It is committed, so the answer is 201 whatever becomes of the wait.
+        Some(_) => read_waiting(&state, message_id, caller.user_id, wait).await.unwrap_or(written),
         None => written,
     };
     Ok(rendered(StatusCode::CREATED, message, wait))
@@ -269,6 +285,7 @@ async fn edit(
     let head = chat::find_message(&mut tx, id, caller.user_id).await?;
     let turn = chat::take_turn(&mut tx, head.conversation_id, caller.user_id).await?;
     let edited = chat::edit_message(&mut tx, &turn, &state.keys, id, caller.user_id, &new.plaintext, expected).await?;
+    let written = chat::message(&mut tx, &state.keys, id, caller.user_id).await?;
     match edited {
         Edited::Unchanged => tx.rollback().await?,
         Edited::Changed(to_send) => {
@@ -278,7 +295,7 @@ async fn edit(
             }
         }
     }
-    Ok(rendered(StatusCode::OK, read_waiting(&state, id, caller.user_id, None).await?, None))
+    Ok(rendered(StatusCode::OK, written, None))
 }
 
 async fn delete(

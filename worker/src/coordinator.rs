@@ -24,13 +24,14 @@ use std::{
 use rustix::time::{ClockId, clock_gettime};
 use shared::{
     config::DeliveryConfig,
+    database,
     ids::WorkerId,
     outbox::{
         self, Attempt, ClaimRequest, Claimed, ClaimedOperation, LaneClaim, LaneClass, OperationResult, Outcome,
         Settlement,
     },
 };
-use sqlx::PgPool;
+use sqlx::{Connection as _, PgConnection, PgPool, Postgres, pool::PoolConnection};
 use time::OffsetDateTime;
 use tokio::{
     sync::{Notify, mpsc},
@@ -60,6 +61,9 @@ const BATCH_TIME: Duration = Duration::from_millis(20);
 /// How many finished batches one settle takes at most.
 const MAX_SETTLEMENTS: usize = 256;
 
+/// How long a round with the database may take. A link that died without a word would keep it for many minutes.
+const DATABASE_PATIENCE: Duration = Duration::from_secs(10);
+
 /// How long the loops wait for a database that is away.
 const DATABASE_BACKOFF: Duration = Duration::from_millis(500);
 
@@ -74,6 +78,18 @@ const SETTLE_WITHIN: Duration = Duration::from_secs(2);
 
 /// Of the slots, the part that only calls, and the part that only chat may use.
 const RESERVED_PART: usize = 8;
+
+/// Bounds what is done on a connection. One that did not answer in time is closed instead of being used again.
+async fn in_time<T>(
+    conn: &mut PoolConnection<Postgres>,
+    work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+) -> Result<T, sqlx::Error> {
+    if let Ok(done) = timeout(DATABASE_PATIENCE, work(conn)).await {
+        return done;
+    }
+    conn.close_on_drop();
+    Err(sqlx::Error::PoolTimedOut)
+}
 
 /// Time that goes on while the machine sleeps: a deadline by any other clock would outlive its lease.
 fn boot_time() -> Duration {
@@ -274,7 +290,13 @@ impl Coordinator {
         let done = CancellationToken::new();
         let settler = tokio::spawn(done.clone().run_until_cancelled_owned(Arc::clone(&self).settle_loop(to_settle)));
         let renewer = tokio::spawn(done.clone().run_until_cancelled_owned(Arc::clone(&self).renew_loop()));
-        self.claim_loop(&batches, &finished).await;
+        let (mut settler, mut renewer) = (settler, renewer);
+        tokio::select! {
+            () = self.claim_loop(&batches, &finished) => {}
+            // Without them leases would be kept that nobody settles: the process has to end.
+            _ = &mut settler => tracing::error!("the settle loop ended"),
+            _ = &mut renewer => tracing::error!("the renew loop ended"),
+        }
         self.draining.cancel();
         if timeout(FINISH_WITHIN, self.drained()).await.is_err() {
             tracing::warn!("breaking off the requests that are still under way");
@@ -285,7 +307,8 @@ impl Coordinator {
             }
         }
         done.cancel();
-        let _ = tokio::join!(settler, renewer);
+        settler.abort();
+        renewer.abort();
     }
 
     async fn drained(&self) {
@@ -342,6 +365,8 @@ impl Coordinator {
             if lanes == 0 || self.stop.is_cancelled() {
                 return Ok(());
             }
+            let mut conn = self.pool.acquire().await?;
+            let bookmark = in_time(&mut conn, async |conn| bookmarks.of(conn, class).await).await?;
             let request = ClaimRequest {
                 worker_id: self.identity.worker_id,
                 sender: self.identity.sender.clone(),
@@ -351,12 +376,17 @@ impl Coordinator {
                 operations: self.pace.operations(),
                 lease: self.config.lease,
                 dedupe_window: self.config.dedupe_window,
-                bookmark: bookmarks.of(&self.pool, class).await?,
+                bookmark,
             };
             let lease_from = boot_time();
-            let mut tx = self.pool.begin().await?;
-            let claim = outbox::claim(&mut tx, &request).await?;
-            tx.commit().await?;
+            let claim = in_time(&mut conn, async |conn| {
+                let mut tx = conn.begin().await?;
+                let claim = outbox::claim(&mut tx, &request).await?;
+                tx.commit().await?;
+                Ok(claim)
+            })
+            .await?;
+            drop(conn);
             if claim.taken_over > 0 {
                 metrics::counter!("outbox_lease_expired_total").increment(claim.taken_over as u64);
                 tracing::warn!(lanes = claim.taken_over, "took over lanes whose owner was gone");
@@ -403,10 +433,14 @@ impl Coordinator {
             match self.settle_round(&mut round).await {
                 Ok(()) if round.is_empty() => {}
                 Ok(()) => sleep(DEFERRED_PAUSE).await,
-                Err(error) => {
+                Err(error) if database::is_unavailable(&error) => {
                     metrics::counter!("outbox_database_errors_total", "loop" => "settle").increment(1);
                     tracing::warn!(%error, "settle failed; trying again");
                     sleep(DATABASE_BACKOFF).await;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "a settlement is refused by the database; settling one by one");
+                    self.settle_apart(&mut round).await;
                 }
             }
         }
@@ -414,9 +448,15 @@ impl Coordinator {
 
     /// Settles a round; what is left in it goes into the next one.
     async fn settle_round(&self, round: &mut Vec<Settlement>) -> Result<(), sqlx::Error> {
-        let mut tx = self.pool.begin().await?;
-        let settled = outbox::settle(&mut tx, self.identity.worker_id, round).await?;
-        tx.commit().await?;
+        let mut conn = self.pool.acquire().await?;
+        let settled = in_time(&mut conn, async |conn| {
+            let mut tx = conn.begin().await?;
+            let settled = outbox::settle(&mut tx, self.identity.worker_id, round).await?;
+            tx.commit().await?;
+            Ok(settled)
+        })
+        .await?;
+        drop(conn);
         metrics::counter!("outbox_dead_total").increment(settled.died);
         let more = settled.finished > 0;
         let mut fenced = Vec::new();
@@ -444,6 +484,26 @@ impl Coordinator {
             self.look.notify_one();
         }
         Ok(())
+    }
+
+    /// Settles each batch of a round by itself, so that one which the database refuses stalls no other. That one is given
+    /// up: its lease lapses, and what it holds counts as ambiguous for whoever takes it over.
+    async fn settle_apart(&self, round: &mut Vec<Settlement>) {
+        let mut again = Vec::new();
+        for settlement in std::mem::take(round) {
+            let claim = settlement.claim;
+            let mut one = vec![settlement];
+            match self.settle_round(&mut one).await {
+                Ok(()) => again.append(&mut one),
+                Err(error) if database::is_unavailable(&error) => again.append(&mut one),
+                Err(error) => {
+                    metrics::counter!("outbox_settlements_refused_total").increment(1);
+                    tracing::error!(%error, conversation.id = %claim.conversation_id, "settlement given up");
+                    self.underway.lock().remove(&claim);
+                }
+            }
+        }
+        *round = again;
     }
 
     /// A late finisher changes nothing, but what the homeserver answered it is true.
@@ -475,7 +535,12 @@ impl Coordinator {
                 continue;
             }
             let from = boot_time();
-            match outbox::renew(&self.pool, self.identity.worker_id, &claims, self.config.lease).await {
+            let renewed = async {
+                let mut conn = self.pool.acquire().await?;
+                let (worker_id, lease) = (self.identity.worker_id, self.config.lease);
+                in_time(&mut conn, async |conn| outbox::renew(conn, worker_id, &claims, lease).await).await
+            };
+            match renewed.await {
                 Ok(lost) => {
                     let lanes = self.underway.lock();
                     for claim in &claims {
@@ -503,13 +568,13 @@ struct Bookmarks {
 }
 
 impl Bookmarks {
-    async fn of(&mut self, pool: &PgPool, class: LaneClass) -> Result<Option<OffsetDateTime>, sqlx::Error> {
+    async fn of(&mut self, conn: &mut PgConnection, class: LaneClass) -> Result<Option<OffsetDateTime>, sqlx::Error> {
         if let Some((found, bookmark)) = self.known.get(&class)
             && found.elapsed() < FULL_SCAN_EVERY
         {
             return Ok(Some(*bookmark));
         }
-        let (oldest, now) = outbox::oldest_due(pool, class).await?;
+        let (oldest, now) = outbox::oldest_due(conn, class).await?;
         let bookmark = oldest.unwrap_or(now).min(now) - BOOKMARK_SLACK;
         self.known.insert(class, (Instant::now(), bookmark));
         Ok(Some(bookmark))

@@ -11,10 +11,9 @@ use std::{
 
 use shared::{
     ids::{ConversationId, EventId, MatrixUserId, MessageId, OutboxId, RoomId, UserId},
-    outbox::{Attempt, ClaimedOperation, Evidence, Kind, Mode, Outcome},
+    outbox::{Attempt, ClaimedOperation, Evidence, Kind, MaybeSent, Mode, Outcome},
     seal::KeyRing,
 };
-use time::OffsetDateTime;
 
 use crate::{
     coordinator::{Batch, Pace, Permission},
@@ -25,6 +24,12 @@ use crate::{
     room::{RoomError, Rooms},
     verdict::{self, Verdict},
 };
+
+/// After this many failures in a row a room that is not open to us is the room's fault, no longer its creation's delay.
+const ROOM_PATIENCE: i32 = 8;
+
+/// How long a request may still be on its way after its sender gave it up, where nothing closes its transaction.
+const TRAVELLING: time::Duration = time::Duration::minutes(1);
 
 /// What delivery works with.
 #[derive(Debug)]
@@ -64,6 +69,10 @@ enum Stop {
     Itself(Failure),
     /// The lease would not last until the end of the request: another worker will do it.
     Late,
+    /// It was not found, but may still be on its way for this long.
+    Travelling(time::Duration),
+    /// The room is not there yet: the homeserver may still be making it.
+    NotYet(String),
     /// The room is not one to send to.
     Room(String),
     /// Something of ours is away or wrong; tried again without blame.
@@ -75,6 +84,8 @@ impl From<RoomError> for Stop {
         match error {
             RoomError::Homeserver(failure) => Self::Before(failure),
             RoomError::Database(error) => Self::Ours(format!("database: {error}")),
+            RoomError::Late => Self::Late,
+            RoomError::NotYet => Self::NotYet(error.to_string()),
             RoomError::NotOurs(_) | RoomError::Gone => Self::Room(error.to_string()),
         }
     }
@@ -85,6 +96,14 @@ struct Sending {
     conversation_id: ConversationId,
     events: HashMap<OutboxId, EventId>,
     permission: Permission,
+}
+
+impl Sending {
+    /// Whether another request may be started: it would end before the lease does.
+    fn may_ask(&self, longest: Duration) -> impl Fn() -> bool + Send + Sync + use<> {
+        let permission = self.permission.clone();
+        move || permission.covers(longest)
+    }
 }
 
 impl Deliverer {
@@ -104,8 +123,10 @@ impl Deliverer {
             if !sending.permission.next(self.http_timeout) {
                 return;
             }
-            // One account speaks for all: whoever tried it before, this attempt is ours.
-            operation.sender = self.homeserver.service_user().to_string();
+            if operation.mode == Mode::Put {
+                // One account speaks for all; what may stand in the room already, stands there as whoever sent it.
+                operation.sender = self.homeserver.service_user().to_string();
+            }
             let began = Instant::now();
             batch.begin(operation.clone());
             let ended = tokio::select! {
@@ -142,15 +163,26 @@ impl Deliverer {
             Stop::Itself(failure) => self.failed(operation, &failure, |outcome| outcome),
             Stop::Before(failure) => self.failed(operation, &failure, |outcome| match outcome {
                 // It did not leave, so nothing is doubtful about it; and what the room does not take is the room's.
-                Outcome::Ambiguous { retry_in } => Outcome::Refused { retry_in, own_fault: false },
+                Outcome::Ambiguous { retry_in } | Outcome::Refused { retry_in, .. } => {
+                    Outcome::Refused { retry_in, own_fault: false }
+                }
                 Outcome::OwnFault { hint } => Outcome::RoomFault { reason: hint.to_owned() },
                 outcome => outcome,
             }),
+            Stop::NotYet(reason) if operation.failures >= ROOM_PATIENCE => {
+                let outcome = Outcome::RoomFault { reason: reason.clone() };
+                Ended { outcome, attempt: attempt(reason), found: Vec::new() }
+            }
+            Stop::Travelling(rest) => {
+                let retry_in = rest.try_into().unwrap_or(self.backoff);
+                let outcome = Outcome::Refused { retry_in, own_fault: false };
+                Ended { outcome, attempt: attempt("not found, but perhaps on its way".to_owned()), found: Vec::new() }
+            }
             Stop::Room(reason) => {
                 let outcome = Outcome::RoomFault { reason: reason.clone() };
                 Ended { outcome, attempt: attempt(reason), found: Vec::new() }
             }
-            Stop::Ours(detail) => {
+            Stop::Ours(detail) | Stop::NotYet(detail) => {
                 let retry_in = verdict::backoff(self.backoff, operation.failures, rand::random());
                 let outcome = Outcome::Refused { retry_in, own_fault: false };
                 Ended { outcome, attempt: attempt(detail), found: Vec::new() }
@@ -178,19 +210,27 @@ impl Deliverer {
         if operation.kind.is_state() {
             return self.change_membership(sending, operation).await;
         }
-        let room_id = self.rooms.ensure(sending.conversation_id, operation.seq).await?;
+        let may_ask = sending.may_ask(self.http_timeout);
+        let room_id = self.rooms.ensure(sending.conversation_id, operation.seq, &may_ask).await?;
         let delivered = |event_id: EventId, room_id: RoomId| Outcome::Delivered { event_id, room_id };
         match &operation.mode {
             Mode::Known(event_id) => return Ok(Ended::untried(delivered(event_id.clone(), room_id))),
             Mode::Close { look_up } => {
-                let since = operation.maybe_sent_at;
-                let closed =
-                    self.close(sending, &room_id, (operation.outbox_id, &operation.device), since, *look_up).await?;
+                let sent = MaybeSent {
+                    kind: operation.kind,
+                    revision: operation.revision,
+                    sender: operation.sender.clone(),
+                    device: operation.device.clone(),
+                    at: operation.maybe_sent_at.unwrap_or(operation.enqueued_at),
+                    forgotten: *look_up,
+                };
+                let closed = self.close(sending, &room_id, operation, operation.outbox_id, &sent).await?;
                 return Ok(Ended::well(closed.map_or(Outcome::NotThere, |event_id| delivered(event_id, room_id))));
             }
             Mode::LookUp => {
                 metrics::counter!("outbox_lookups_total").increment(1);
-                let found = lookup::find(&self.homeserver, &room_id, operation.outbox_id, operation.maybe_sent_at);
+                let (outbox_id, sender) = (operation.outbox_id, &operation.sender);
+                let found = lookup::find(&self.homeserver, &room_id, outbox_id, sender, operation.maybe_sent_at);
                 if let Some(event_id) = found.await.map_err(Stop::Before)? {
                     return Ok(Ended::well(delivered(event_id, room_id)));
                 }
@@ -227,9 +267,7 @@ impl Deliverer {
             (Some(event_id), _) => event_id,
             (None, None) => return Ok(Ended::well(Outcome::NotThere)),
             (None, Some(sent)) => {
-                let closed = self
-                    .close(sending, &room_id, (target.outbox_id, &sent.device), Some(sent.at), sent.forgotten)
-                    .await?;
+                let closed = self.close(sending, &room_id, operation, target.outbox_id, sent).await?;
                 let Some(event_id) = closed else { return Ok(Ended::well(Outcome::NotThere)) };
                 found.push(Evidence {
                     outbox_id: target.outbox_id,
@@ -239,7 +277,7 @@ impl Deliverer {
                     target_outbox_id: None,
                     event_id: event_id.clone(),
                     room_id: room_id.clone(),
-                    sender: operation.sender.clone(),
+                    sender: sent.sender.clone(),
                 });
                 event_id
             }
@@ -258,20 +296,25 @@ impl Deliverer {
     }
 
     /// Closes a transaction for good: the event that it brought about, or a void that now stands in its place. None when
-    /// the homeserver cannot remember transactions for us and the operation was not found.
+    /// the homeserver cannot remember transactions for us and it was not found, long after it could have arrived.
     async fn close(
         &self,
         sending: &Sending,
         room_id: &RoomId,
-        (outbox_id, device): (OutboxId, &str),
-        since: Option<OffsetDateTime>,
-        look_up: bool,
+        operation: &ClaimedOperation,
+        outbox_id: OutboxId,
+        sent: &MaybeSent,
     ) -> Result<Option<EventId>, Stop> {
-        if look_up {
+        if sent.forgotten {
             metrics::counter!("outbox_lookups_total").increment(1);
-            let found = lookup::find(&self.homeserver, room_id, outbox_id, since).await.map_err(Stop::Before)?;
-            if found.is_some() || device.is_empty() {
+            let found = lookup::find(&self.homeserver, room_id, outbox_id, &sent.sender, Some(sent.at));
+            let found = found.await.map_err(Stop::Before)?;
+            if found.is_some() {
                 return Ok(found);
+            }
+            if sent.device.is_empty() {
+                let age = operation.enqueued_at + operation.waited - sent.at;
+                return if age < TRAVELLING { Err(Stop::Travelling(TRAVELLING - age)) } else { Ok(None) };
             }
         }
         let void = prepare::void(outbox_id).map_err(|error| Stop::Ours(error.to_string()))?;
@@ -284,13 +327,16 @@ impl Deliverer {
             // There is no room: it will be created with the members of that moment.
             return Ok(Ended::well(Outcome::Done));
         };
-        if !sending.permission.covers(self.http_timeout) {
-            return Err(Stop::Late);
-        }
-        let server = self.homeserver.service_user().server();
-        let member = MatrixUserId::of(UserId::from(operation.subject_id), server);
+        let user_id = UserId::from(operation.subject_id);
         let change = if operation.kind == Kind::Invite { Change::Invite } else { Change::Remove };
-        match members::change(&self.homeserver, &room_id, &member, change).await {
+        // An invitation that waited, or was requeued, until after its removal would let somebody in for good.
+        if change == Change::Invite && !self.rooms.is_member(sending.conversation_id, user_id).await? {
+            return Ok(Ended::well(Outcome::Done));
+        }
+        let member = MatrixUserId::of(user_id, self.homeserver.service_user().server());
+        let may_ask = sending.may_ask(self.http_timeout);
+        match members::change(&self.homeserver, &room_id, &member, change, &may_ask).await {
+            Changed::Late => Err(Stop::Late),
             Changed::Done => Ok(Ended::well(Outcome::Done)),
             Changed::Failed(failure) => Err(Stop::Itself(failure)),
             Changed::Refused(outcome, failure) => {

@@ -134,7 +134,8 @@ impl HttpClient for Transport {
 }
 
 fn shortened(text: &str) -> String {
-    text.chars().take(MAX_DETAIL_CHARS).collect()
+    // Whoever answers may put anything into it, also what a database or a terminal does not take.
+    text.chars().filter(|c| !c.is_control()).take(MAX_DETAIL_CHARS).collect()
 }
 
 /// What an HTTP error says, without the URL, which carries room and transaction ids.
@@ -224,7 +225,6 @@ pub(crate) struct EventPage {
 pub(crate) struct NewRoom {
     pub(crate) alias_localpart: String,
     pub(crate) name: Option<String>,
-    pub(crate) invite: Vec<MatrixUserId>,
     /// Type and content of state events with an empty state key.
     pub(crate) state: Vec<(&'static str, serde_json::Value)>,
 }
@@ -375,13 +375,18 @@ impl Homeserver {
         self.ask(kick_user::v3::Request::new(room(room_id)?, user(member)?)).await.map(|_| ())
     }
 
-    /// A page of what the service account sent into a room, newest first.
-    pub(crate) async fn own_events_before(&self, room_id: &RoomId, from: Option<&str>) -> Result<EventPage, Failure> {
+    /// A page of what a user sent into a room, newest first.
+    pub(crate) async fn events_before(
+        &self,
+        room_id: &RoomId,
+        sender: &str,
+        from: Option<&str>,
+    ) -> Result<EventPage, Failure> {
         let mut request = get_message_events::v3::Request::backward(room(room_id)?);
         request.from = from.map(str::to_owned);
         request.limit = EVENTS_A_PAGE.into();
         let mut filter = RoomEventFilter::default();
-        filter.senders = Some(vec![user(&self.service_user)?]);
+        filter.senders = Some(vec![OwnedUserId::try_from(sender).map_err(|_| invalid("the sender"))?]);
         request.filter = filter;
         let answer = self.ask(request).await?;
         let events = answer.chunk.iter().filter_map(|event| serde_json::from_str(event.json().get()).ok()).collect();
@@ -394,7 +399,6 @@ impl Homeserver {
         request.preset = Some(create_room::v3::RoomPreset::PrivateChat);
         request.room_alias_name = Some(new.alias_localpart.clone());
         request.name.clone_from(&new.name);
-        request.invite = new.invite.iter().map(user).collect::<Result<_, _>>()?;
         request.initial_state = new
             .state
             .iter()

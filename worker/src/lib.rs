@@ -25,7 +25,7 @@ use sqlx::PgPool;
 use tokio::{
     net::TcpListener,
     sync::{Notify, mpsc},
-    time::sleep,
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -47,6 +47,9 @@ use coordinator::{Batch, Coordinator, Identity, Pace};
 use deliver::Deliverer;
 use homeserver::{Failure, Homeserver, Whoami};
 use room::Rooms;
+
+/// How long connections may take to say goodbye.
+const POOL_CLOSES_WITHIN: Duration = Duration::from_secs(1);
 
 /// How long the worker waits between questions to a homeserver that does not answer at start.
 const WHOAMI_PAUSE: Duration = Duration::from_secs(1);
@@ -92,7 +95,8 @@ impl Worker {
         };
         served.cancel();
         let _ = status.await;
-        self.pool.close().await;
+        // A link that does not answer must not keep the process.
+        let _ = timeout(POOL_CLOSES_WITHIN, self.pool.close()).await;
         tracing::info!("worker stopped");
         ended
     }
@@ -120,6 +124,7 @@ async fn deliver_until(
         sender = %matrix.service_user,
         "Matrix client initialized"
     );
+    let asked = stop.clone();
     let look = Arc::new(Notify::new());
     WakeListener::start(pool.clone(), Arc::clone(&look), stop.clone());
     let pace = Arc::new(Pace::default());
@@ -141,6 +146,8 @@ async fn deliver_until(
         ended = monitor.run() => ended.context("the apalis monitor failed")?,
         ended = coordinating => ended.context("the coordinator failed")?,
     }
+    // A supervisor starts the process again when it ends before it was told to.
+    anyhow::ensure!(asked.is_cancelled(), "delivery ended by itself: see the log");
     Ok(())
 }
 
@@ -177,7 +184,7 @@ async fn identify(homeserver: &Homeserver, matrix: &MatrixConfig) -> anyhow::Res
     loop {
         match homeserver.whoami().await {
             Ok(whoami) => return check_identity(&whoami, matrix),
-            Err(failure @ Failure::Refused(homeserver::Refusal { status: 401 | 403, .. })) => {
+            Err(failure @ Failure::Refused(homeserver::Refusal { status: 401 | 403, errcode: Some(_), .. })) => {
                 bail!("the homeserver does not accept MATRIX_ACCESS_TOKEN: {failure}")
             }
             Err(failure) => {

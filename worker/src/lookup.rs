@@ -8,7 +8,7 @@ use crate::homeserver::{Failure, HistoryEvent, Homeserver};
 /// The homeserver's clock may be this far behind the database's, and an event's time this much before our attempt's.
 const CLOCK_SLACK: time::Duration = time::Duration::minutes(10);
 
-/// How many pages of a hundred events are read at most: the service account's own events of a room, not everybody's.
+/// How many pages of a hundred events are read at most: one sender's events of a room, not everybody's.
 const MAX_PAGES: usize = 1000;
 
 /// The event of an operation, looked for backwards in its room to the time when it may first have arrived.
@@ -16,6 +16,7 @@ pub(crate) async fn find(
     homeserver: &Homeserver,
     room_id: &RoomId,
     outbox_id: OutboxId,
+    sender: &str,
     since: Option<OffsetDateTime>,
 ) -> Result<Option<EventId>, Failure> {
     let earliest = since.map_or(i64::MIN, |since| {
@@ -24,9 +25,9 @@ pub(crate) async fn find(
     let marker = outbox_id.to_string();
     let mut from: Option<String> = None;
     for _ in 0..MAX_PAGES {
-        let page = homeserver.own_events_before(room_id, from.as_deref()).await?;
+        let page = homeserver.events_before(room_id, sender, from.as_deref()).await?;
         for event in &page.events {
-            if is_marked(event, &marker) && event.sender == homeserver.service_user().as_str() {
+            if is_marked(event, &marker) && event.sender == sender {
                 return Ok(Some(EventId::from(event.event_id.clone())));
             }
             if event.origin_server_ts < earliest {
@@ -34,7 +35,8 @@ pub(crate) async fn find(
             }
         }
         match page.next {
-            Some(next) if !page.events.is_empty() => from = Some(next),
+            // A page may be empty although more follows: the homeserver filters after it has counted.
+            Some(next) if from.as_deref() != Some(next.as_str()) => from = Some(next),
             _ => return Ok(None),
         }
     }

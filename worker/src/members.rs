@@ -16,6 +16,8 @@ pub(crate) enum Changed {
     Refused(Outcome, Failure),
     /// Nobody knows, or not now.
     Failed(Failure),
+    /// The lease would not last until the end of the next request.
+    Late,
 }
 
 /// Which way a membership is to change.
@@ -26,7 +28,8 @@ pub(crate) enum Change {
 }
 
 impl Change {
-    fn is_done(self, membership: Option<&str>) -> bool {
+    /// Whether a membership is as this change wants it.
+    pub(crate) fn is_done(self, membership: Option<&str>) -> bool {
         let present = matches!(membership, Some("invite" | "join"));
         match self {
             Self::Invite => present,
@@ -35,17 +38,24 @@ impl Change {
     }
 }
 
-/// Makes the room agree.
+/// Makes the room agree. `may_ask` is asked before each request: none is started that could outlive the lease.
 pub(crate) async fn change(
     homeserver: &Homeserver,
     room_id: &RoomId,
     member: &MatrixUserId,
     change: Change,
+    may_ask: &(dyn Fn() -> bool + Send + Sync),
 ) -> Changed {
+    if !may_ask() {
+        return Changed::Late;
+    }
     match homeserver.membership(room_id, member).await {
         Ok(membership) if change.is_done(membership.as_deref()) => return Changed::Done,
         Ok(_) => {}
         Err(failure) => return Changed::Failed(failure),
+    }
+    if !may_ask() {
+        return Changed::Late;
     }
     let answer = match change {
         Change::Invite => homeserver.invite(room_id, member).await,

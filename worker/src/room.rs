@@ -14,6 +14,7 @@ use shared::{
     outbox::Kind,
 };
 use sqlx::PgPool;
+use tokio::sync::Semaphore;
 
 use crate::{
     homeserver::{Failure, Homeserver, NewRoom, Refusal, StateEvent},
@@ -22,6 +23,9 @@ use crate::{
 
 /// Rooms kept in memory: about 200 bytes each.
 const CACHED_ROOMS: u64 = 100_000;
+
+/// How many rooms this process creates at once.
+const CREATIONS_AT_ONCE: usize = 8;
 
 /// Marks a room as that of a conversation.
 const MARKER: &str = "com.nova.conversation";
@@ -35,6 +39,12 @@ pub(crate) enum RoomError {
     /// The homeserver failed or refused.
     #[error(transparent)]
     Homeserver(#[from] Failure),
+    /// A room stands under the alias, but we are not in it: its creation is still under way, or never ended.
+    #[error("the room under the alias is not open to us (yet)")]
+    NotYet,
+    /// The lease would not last until the end of the next request.
+    #[error("the lease ends before the room is whole")]
+    Late,
     /// The alias belongs to a room that is not ours.
     #[error("the alias {0} belongs to a room that is not ours")]
     NotOurs(String),
@@ -52,11 +62,12 @@ pub(crate) struct Rooms {
     pool: PgPool,
     homeserver: Homeserver,
     whole: Cache<ConversationId, RoomId>,
+    creating: Semaphore,
 }
 
 impl Rooms {
     pub(crate) fn new(pool: PgPool, homeserver: Homeserver) -> Self {
-        Self { pool, homeserver, whole: Cache::new(CACHED_ROOMS) }
+        Self { pool, homeserver, whole: Cache::new(CACHED_ROOMS), creating: Semaphore::new(CREATIONS_AT_ONCE) }
     }
 
     /// Remembers a room that the database knows to be whole.
@@ -68,7 +79,12 @@ impl Rooms {
     /// conversation at `seq`.
     ///
     /// No connection or lock is held while the homeserver is asked.
-    pub(crate) async fn ensure(&self, conversation_id: ConversationId, seq: i64) -> Result<RoomId, RoomError> {
+    pub(crate) async fn ensure(
+        &self,
+        conversation_id: ConversationId,
+        seq: i64,
+        may_ask: &(dyn Fn() -> bool + Send + Sync),
+    ) -> Result<RoomId, RoomError> {
         if let Some(room_id) = self.whole.get(&conversation_id).await {
             return Ok(room_id);
         }
@@ -80,11 +96,17 @@ impl Rooms {
         };
         let room_id = match known {
             Some((room_id, true)) => room_id,
-            Some((room_id, false)) => self.make_whole(conversation_id, room_id, &plan).await?,
-            None => self.create(conversation_id, &plan).await?,
+            Some((room_id, false)) => self.make_whole(conversation_id, room_id, &plan, may_ask).await?,
+            None => self.create(conversation_id, &plan, may_ask).await?,
         };
         self.whole.insert(conversation_id, room_id.clone()).await;
         Ok(room_id)
+    }
+
+    /// Whether a user belongs to a conversation now.
+    pub(crate) async fn is_member(&self, conversation_id: ConversationId, user_id: UserId) -> Result<bool, RoomError> {
+        let mut conn = self.pool.acquire().await?;
+        Ok(chat::is_member(&mut conn, conversation_id, user_id).await?)
     }
 
     /// The room of a conversation if there is one; none is created.
@@ -110,22 +132,35 @@ impl Rooms {
         format!("#{}:{}", alias_localpart(conversation_id), self.homeserver.service_user().server())
     }
 
-    async fn create(&self, conversation_id: ConversationId, plan: &RoomPlan) -> Result<RoomId, RoomError> {
+    async fn create(
+        &self,
+        conversation_id: ConversationId,
+        plan: &RoomPlan,
+        may_ask: &(dyn Fn() -> bool + Send + Sync),
+    ) -> Result<RoomId, RoomError> {
         let alias = self.alias(conversation_id);
         // Asked first: after a crash the room usually stands, and a second creation would only be refused.
         if let Some(room_id) = self.homeserver.resolve_alias(&alias).await? {
-            return self.adopt(conversation_id, &alias, room_id, plan).await;
+            return self.adopt(conversation_id, &alias, room_id, plan, may_ask).await;
         }
+        // Creations are the heaviest thing to ask for: a few at once, so that each is answered in time.
+        let turn = self.creating.acquire().await.map_err(|_| RoomError::Late)?;
+        if !may_ask() {
+            return Err(RoomError::Late);
+        }
+        // Nobody is invited yet: homeservers limit how many may be at once, and refuse the whole room.
         let new = NewRoom {
             alias_localpart: alias_localpart(conversation_id),
             name: plan.name.clone(),
-            invite: self.members(plan),
             state: settings(conversation_id).into_iter().collect(),
         };
-        match self.homeserver.create_room(&new).await {
+        let created = self.homeserver.create_room(&new).await;
+        drop(turn);
+        match created {
             Ok(room_id) => {
                 metrics::counter!("matrix_room_creation_total", "result" => "created").increment(1);
-                self.save(conversation_id, &room_id, true, &[]).await
+                let room_id = self.save(conversation_id, &room_id, false, &[]).await?;
+                self.make_whole(conversation_id, room_id, plan, may_ask).await
             }
             Err(failure @ (Failure::NotSent(_) | Failure::Refused(Refusal { status: 429, .. }))) => {
                 metrics::counter!("matrix_room_creation_total", "result" => "failed").increment(1);
@@ -134,7 +169,7 @@ impl Rooms {
             Err(failure) => {
                 tracing::info!(conversation.id = %conversation_id, error = %failure, "room creation failed, asking its alias");
                 if let Some(room_id) = self.homeserver.resolve_alias(&alias).await? {
-                    return self.adopt(conversation_id, &alias, room_id, plan).await;
+                    return self.adopt(conversation_id, &alias, room_id, plan, may_ask).await;
                 }
                 metrics::counter!("matrix_room_creation_total", "result" => "failed").increment(1);
                 Err(failure.into())
@@ -149,10 +184,11 @@ impl Rooms {
         alias: &str,
         room_id: RoomId,
         plan: &RoomPlan,
+        may_ask: &(dyn Fn() -> bool + Send + Sync),
     ) -> Result<RoomId, RoomError> {
         self.state_of_ours(conversation_id, alias, &room_id).await?;
         self.save(conversation_id, &room_id, false, &[]).await?;
-        let room_id = self.make_whole(conversation_id, room_id, plan).await?;
+        let room_id = self.make_whole(conversation_id, room_id, plan, may_ask).await?;
         metrics::counter!("matrix_room_creation_total", "result" => "adopted").increment(1);
         Ok(room_id)
     }
@@ -184,38 +220,50 @@ impl Rooms {
         conversation_id: ConversationId,
         room_id: RoomId,
         plan: &RoomPlan,
+        may_ask: &(dyn Fn() -> bool + Send + Sync),
     ) -> Result<RoomId, RoomError> {
         let state = self.state(&room_id).await?;
         for (event_type, content) in settings(conversation_id) {
             let current = state.get(&(event_type.to_owned(), String::new())).map(|event| &event.content);
             if current != Some(&content) {
+                if !may_ask() {
+                    return Err(RoomError::Late);
+                }
                 self.homeserver.set_state(&room_id, event_type, &content).await?;
             }
         }
         let server = self.homeserver.service_user().server();
         let mut refused = Vec::new();
-        for user_id in &plan.members {
-            let member = MatrixUserId::of(*user_id, server);
+        let invited = plan.members.iter().map(|user_id| (*user_id, Change::Invite));
+        // A creation that was answered late may have brought in who was removed meanwhile.
+        let removed = plan.absent.iter().map(|user_id| (*user_id, Change::Remove));
+        for (user_id, change) in removed.chain(invited) {
+            let member = MatrixUserId::of(user_id, server);
             let membership = state
                 .get(&("m.room.member".to_owned(), member.as_str().to_owned()))
                 .and_then(|event| event.content["membership"].as_str());
-            if matches!(membership, Some("invite" | "join")) {
+            if change.is_done(membership) {
                 continue;
             }
-            match members::change(&self.homeserver, &room_id, &member, Change::Invite).await {
+            match members::change(&self.homeserver, &room_id, &member, change, may_ask).await {
                 Changed::Done => {}
-                Changed::Refused(..) => refused.push(*user_id),
-                Changed::Failed(failure) => return Err(failure.into()),
+                Changed::Late => return Err(RoomError::Late),
+                Changed::Refused(..) if change == Change::Invite => refused.push(user_id),
+                Changed::Refused(_, failure) | Changed::Failed(failure) => return Err(failure.into()),
             }
         }
         self.save(conversation_id, &room_id, true, &refused).await
     }
 
     /// The state of a room, by type and key. A room whose creation ended before we were in it is joined first.
-    async fn state(&self, room_id: &RoomId) -> Result<RoomState, Failure> {
+    async fn state(&self, room_id: &RoomId) -> Result<RoomState, RoomError> {
         let events = match self.homeserver.state(room_id).await {
-            Err(Failure::Refused(Refusal { status: 403, .. })) => {
-                self.homeserver.join(room_id).await?;
+            Err(Failure::Refused(Refusal { status: 403 | 404, .. })) => {
+                // The alias stands before the room does: while its creation is under way we are not in it.
+                match self.homeserver.join(room_id).await {
+                    Err(Failure::Refused(Refusal { status: 403 | 404, .. })) => return Err(RoomError::NotYet),
+                    joined => joined?,
+                }
                 self.homeserver.state(room_id).await?
             }
             answer => answer?,
@@ -232,18 +280,15 @@ impl Rooms {
     ) -> Result<RoomId, RoomError> {
         let mut tx = self.pool.begin().await?;
         for user_id in refused {
-            if let Some(turn) = chat::lock_conversation(&mut tx, conversation_id).await? {
+            if let Some(turn) = chat::lock_conversation(&mut tx, conversation_id).await?
+                && chat::is_member(&mut tx, conversation_id, *user_id).await?
+            {
                 chat::enqueue_membership(&mut tx, &turn, *user_id, Kind::Invite).await?;
             }
         }
         let room_id = chat::save_room_mapping(&mut tx, conversation_id, room_id, ready).await?;
         tx.commit().await?;
         Ok(room_id)
-    }
-
-    fn members(&self, plan: &RoomPlan) -> Vec<MatrixUserId> {
-        let server = self.homeserver.service_user().server();
-        plan.members.iter().map(|member| MatrixUserId::of(*member, server)).collect()
     }
 }
 

@@ -24,6 +24,9 @@ const MAX_BACKOFF: Duration = Duration::from_mins(5);
 /// How long to wait when a rate limit does not say.
 const DEFAULT_RATE_LIMIT: Duration = Duration::from_secs(5);
 
+/// The longest that a rate limit may ask for: a nonsensical answer must not park a lane for years.
+const MAX_RATE_LIMIT: Duration = Duration::from_hours(1);
+
 /// Added to what a rate limit says: answers round, and a request just before the end costs another round.
 const RATE_LIMIT_MARGIN: Duration = Duration::from_millis(50);
 
@@ -78,9 +81,9 @@ pub(crate) fn judge(failure: &Failure) -> Verdict {
 
 fn judge_refusal(refusal: &Refusal) -> Verdict {
     match (refusal.status, refusal.errcode.as_deref()) {
-        (429, _) | (_, Some("M_LIMIT_EXCEEDED")) => {
-            Verdict::RateLimited(refusal.retry_after.unwrap_or(DEFAULT_RATE_LIMIT) + RATE_LIMIT_MARGIN)
-        }
+        (429, _) | (_, Some("M_LIMIT_EXCEEDED")) => Verdict::RateLimited(
+            refusal.retry_after.unwrap_or(DEFAULT_RATE_LIMIT).min(MAX_RATE_LIMIT) + RATE_LIMIT_MARGIN,
+        ),
         (500..=599, _) => Verdict::Ambiguous,
         (401, _) => Verdict::Account,
         (403, Some("M_FORBIDDEN")) => Verdict::Room,

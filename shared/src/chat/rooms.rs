@@ -11,6 +11,8 @@ pub struct RoomPlan {
     pub name: Option<String>,
     /// Who belongs to it as of an operation.
     pub members: Vec<UserId>,
+    /// Who no longer belongs to it as of that operation.
+    pub absent: Vec<UserId>,
 }
 
 /// Who belonged to a conversation at a sequence number: whom its room is created with for that operation.
@@ -26,7 +28,15 @@ pub async fn room_plan(
             where m.conversation_id = c.conversation_id and m.added_seq <= $2
                 and (m.removed_seq is null or m.removed_seq > $2)
             order by m.added_seq, m.user_id
-        ) as "members!: Vec<UserId>"
+        ) as "members!: Vec<UserId>", array(
+            select distinct m.user_id from conversation_members m
+            where m.conversation_id = c.conversation_id and m.removed_seq <= $2
+                and not exists (
+                    select 1 from conversation_members n
+                    where n.conversation_id = m.conversation_id and n.user_id = m.user_id and n.added_seq <= $2
+                        and (n.removed_seq is null or n.removed_seq > $2)
+                )
+        ) as "absent!: Vec<UserId>"
         from conversations c
         where c.conversation_id = $1
         "#,
@@ -35,7 +45,7 @@ pub async fn room_plan(
     )
     .fetch_optional(conn)
     .await?;
-    Ok(row.map(|row| RoomPlan { name: row.name, members: row.members }))
+    Ok(row.map(|row| RoomPlan { name: row.name, members: row.members, absent: row.absent }))
 }
 
 /// Remembers the room of a conversation. The first to say so is right: returns the room that counts.

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -169,7 +169,7 @@ impl ClaimedOperation {
 /// Under a snapshot that someone holds open, every claim walks over the dead index entries of all that was done since.
 /// Between full scans a claim therefore starts at the oldest entry that the last full scan found alive.
 pub async fn oldest_due(
-    pool: &PgPool,
+    conn: &mut PgConnection,
     class: LaneClass,
 ) -> Result<(Option<OffsetDateTime>, OffsetDateTime), sqlx::Error> {
     let row = sqlx::query!(
@@ -180,7 +180,7 @@ pub async fn oldest_due(
         "#,
         class.as_str(),
     )
-    .fetch_one(pool)
+    .fetch_one(conn)
     .await?;
     Ok((row.oldest, row.now))
 }
@@ -485,9 +485,10 @@ async fn fix_senders(conn: &mut PgConnection, request: &ClaimRequest, batches: &
     Ok(())
 }
 
-/// Extends leases that have not lapsed. Returns the claims that are no longer held: nothing more may be sent for them.
+/// Extends leases that have not lapsed. Returns the claims whose lease was not extended: those that are no longer held,
+/// and those whose lane somebody has locked just now. Waiting for that one would hold up all others.
 pub async fn renew(
-    pool: &PgPool,
+    conn: &mut PgConnection,
     worker_id: WorkerId,
     claims: &[LaneClaim],
     lease: Duration,
@@ -497,14 +498,18 @@ pub async fn renew(
     let epochs: Vec<i64> = claims.iter().map(|claim| claim.epoch).collect();
     let renewed = sqlx::query!(
         r#"
+        with mine as (
+            select l.conversation_id, l.lane_id
+            from lanes l
+            join unnest($1::uuid[], $2::uuid[], $3::bigint[]) as c (conversation_id, lane_id, epoch)
+                on l.conversation_id = c.conversation_id and l.lane_id = c.lane_id and l.epoch = c.epoch
+            where l.owner = $4 and l.leased_until > outbox_now()
+            for no key update of l skip locked
+        )
         update lanes l
         set leased_until = outbox_now() + make_interval(secs => $5)
-        from unnest($1::uuid[], $2::uuid[], $3::bigint[]) as c (conversation_id, lane_id, epoch)
-        where l.conversation_id = c.conversation_id
-            and l.lane_id = c.lane_id
-            and l.epoch = c.epoch
-            and l.owner = $4
-            and l.leased_until > outbox_now()
+        from mine
+        where l.conversation_id = mine.conversation_id and l.lane_id = mine.lane_id
         returning l.conversation_id as "conversation_id: ConversationId", l.lane_id as "lane_id: LaneId"
         "#,
         &conversations,
@@ -513,7 +518,7 @@ pub async fn renew(
         worker_id.as_uuid(),
         lease.as_secs_f64(),
     )
-    .fetch_all(pool)
+    .fetch_all(conn)
     .await?;
     let held: std::collections::HashSet<_> = renewed.iter().map(|row| (row.conversation_id, row.lane_id)).collect();
     Ok(claims.iter().filter(|claim| !held.contains(&(claim.conversation_id, claim.lane_id))).copied().collect())

@@ -51,7 +51,9 @@ mod settle;
 mod view;
 mod wake;
 
-pub use claim::{Claim, ClaimRequest, Claimed, ClaimedOperation, LaneClaim, Mode, claim, oldest_due, renew};
+pub use claim::{
+    Claim, ClaimRequest, Claimed, ClaimedOperation, LaneClaim, MaybeSent, Mode, Target, claim, oldest_due, renew,
+};
 pub use enqueue::{Operation, enqueue};
 pub use evidence::{Evidence, late_evidence};
 pub use park::{Requeued, discard, expire, hold, pause, requeue, resume, unpause};

@@ -275,11 +275,12 @@ pub(super) async fn is_paused(conn: &mut PgConnection, class: LaneClass) -> Resu
 pub async fn expire(pool: &PgPool, limit: i64) -> Result<u64, sqlx::Error> {
     let overdue = sqlx::query!(
         r#"
-        select conversation_id as "conversation_id: ConversationId", lane_id as "lane_id: LaneId",
-            outbox_id as "outbox_id: OutboxId"
-        from outbox
-        where expires_at <= outbox_now()
-        order by expires_at
+        select o.conversation_id as "conversation_id: ConversationId", o.lane_id as "lane_id: LaneId",
+            o.outbox_id as "outbox_id: OutboxId"
+        from outbox o
+        join lanes l on l.conversation_id = o.conversation_id and l.lane_id = o.lane_id
+        where o.expires_at <= outbox_now() and o.seq > l.frozen_through and o.maybe_sent_at is null
+        order by o.expires_at
         limit $1
         "#,
         limit,

@@ -37,7 +37,7 @@ pub enum Deletion {
 enum State {
     Waiting,
     /// Handed out and live, or delivered.
-    Gone,
+    HandedOrSent,
     Dead {
         maybe_sent: bool,
     },
@@ -90,7 +90,7 @@ async fn operations(
             let kind = Kind::parse(&row.kind).filter(|kind| kind.carries_text())?;
             let state = match row.place.as_str() {
                 "outbox" if row.thawed && !row.maybe_sent => State::Waiting,
-                "outbox" | "sent_events" => State::Gone,
+                "outbox" | "sent_events" => State::HandedOrSent,
                 "dead_letters" => State::Dead { maybe_sent: row.maybe_sent },
                 _ => State::Withdrawn,
             };
@@ -123,7 +123,7 @@ pub async fn edit(
             remove_waiting(conn, turn, lane_id, &edits(State::Waiting)).await?;
             Ok(true)
         }
-        State::Gone => {
+        State::HandedOrSent => {
             bury_for_good(conn, turn, &edits(State::Dead { maybe_sent: false })).await?;
             if let Some((first, others)) = edits(State::Waiting).split_first() {
                 // Several wait when one was handed and refused meanwhile. The newest text stands in one of them only, and

@@ -1,7 +1,7 @@
 //! `MATRIX_ENABLED`, switched off and on with work in hand.
 
 use serde_json::{Value, json};
-use shared::testing::{homeserver::FakeHomeserver, nova::NovaUser};
+use shared::testing::{eventually, homeserver::FakeHomeserver, nova::NovaUser};
 
 use crate::scene::{Home, Scene, id, room_of, shape};
 

@@ -170,7 +170,10 @@ async fn a_lapsed_lease_is_never_renewed() {
     lane.post("one").await;
     let worker = Worker::new();
     let claim = lane.claim(&worker, 1).await.claim;
-    let renew = async || outbox::renew(&lane.world.pool, worker.id, &[claim], super::world::LEASE).await.unwrap();
+    let renew = async || {
+        let mut conn = lane.world.pool.acquire().await.unwrap();
+        outbox::renew(&mut conn, worker.id, &[claim], super::world::LEASE).await.unwrap()
+    };
     lane.world.advance(super::world::LEASE / 2).await;
     assert!(renew().await.is_empty(), "a lease that lasts is renewed");
     lane.world.advance(super::world::LEASE * 3 / 4).await;
