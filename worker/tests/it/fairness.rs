@@ -90,8 +90,8 @@ async fn when_ninety_nine_lanes_have_drained_the_failing_one_has_made_its_due_at
             .unwrap();
     for (n, pair) in attempts.windows(2).enumerate() {
         // Waits double and vary by a quarter either way.
-        let least = BACKOFF.mul_f64(0.75) * (1 << n);
-        assert!(pair[1] - pair[0] >= least, "attempt {} came {} after the one before", n + 2, pair[1] - pair[0]);
+        let shortest = BACKOFF.mul_f64(0.75) * (1 << n);
+        assert!(pair[1] - pair[0] >= shortest, "attempt {} came {} after the one before", n + 2, pair[1] - pair[0]);
     }
     assert!(failing.hits() <= attempts.len() as u64 + 1);
     assert_eq!(fake.count(Kind::Send) - failing.hits(), 198);
