@@ -3,19 +3,19 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use shared::testing::{
     database::TestDatabase,
-    eventually, eventually_within,
+    eventually_within,
     homeserver::FakeHomeserver,
     ledger::{Asked, Deletion, Ledger, Senders, Summary},
-    nova::{Answer, NovaUser},
+    nova::NovaUser,
 };
 use uuid::Uuid;
 
 use crate::{
     private_postgres::PrivatePostgres,
-    scene::{Home, Scene, id},
+    scene::{Home, Scene, id, insist},
 };
 
 /// How many clients write at once.
@@ -67,14 +67,6 @@ struct Client {
 }
 
 impl Client {
-    async fn insist(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Option<&Value>) -> Answer {
-        eventually("the API answers", || async {
-            let answer = self.user.try_call_with(method, path, headers, body).await.ok()?;
-            (answer.status < 500 && answer.code() != "idempotency_key_in_flight").then_some(answer)
-        })
-        .await
-    }
-
     async fn run(mut self, operations: usize, ahead: usize) {
         for n in 0..operations {
             // Not too far ahead of Matrix, or all edits and deletes would find their message waiting.
@@ -105,7 +97,8 @@ impl Client {
         let conversation = &self.conversations[place];
         let entry = self.asked.post(conversation.parse::<Uuid>().unwrap(), self.user.user_id.as_uuid(), text);
         let body = json!({"conversation_id": conversation, "plaintext": text});
-        let posted = self.insist("POST", "/messages", &[("Idempotency-Key", text)], Some(&body)).await.expect(201);
+        let posted =
+            insist(&self.user, "POST", "/messages", &[("Idempotency-Key", text)], Some(&body)).await.expect(201);
         entry.answered(id(&posted).parse::<Uuid>().unwrap(), posted["seq"].as_i64().unwrap());
         self.own.push(id(&posted));
     }
@@ -114,7 +107,7 @@ impl Client {
         let message = self.own[self.chance.below(self.own.len())].clone();
         let entry = self.asked.edit(message.parse::<Uuid>().unwrap(), text);
         let body = json!({"plaintext": text});
-        let edited = self.insist("PATCH", &format!("/messages/{message}"), &[], Some(&body)).await.expect(200);
+        let edited = insist(&self.user, "PATCH", &format!("/messages/{message}"), &[], Some(&body)).await.expect(200);
         entry.answered(edited["revision"].as_i64().unwrap());
     }
 
@@ -122,7 +115,7 @@ impl Client {
         let place = self.chance.below(self.own.len());
         let message = self.own.swap_remove(place);
         let entry = self.asked.delete(message.parse::<Uuid>().unwrap());
-        let deleted = self.insist("DELETE", &format!("/messages/{message}"), &[], None).await.expect(200);
+        let deleted = insist(&self.user, "DELETE", &format!("/messages/{message}"), &[], None).await.expect(200);
         match deleted["deletion"].as_str() {
             Some("cancelled") => entry.answered(Deletion::Cancelled),
             Some("redacting") => entry.answered(Deletion::Redacting),
@@ -243,7 +236,7 @@ fn trouble(fake: &FakeHomeserver, seed: u64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn half_of_all_work_in_one_conversation_arrives_in_order_and_once_whatever_fails() {
     // The whole of it with `ORDER_OPERATIONS=4000`.
-    let operations = variable("ORDER_OPERATIONS", 800);
+    let operations = variable("ORDER_OPERATIONS", 600);
     let seed = u64::try_from(variable("ORDER_SEED", 20)).unwrap();
     let fake = FakeHomeserver::start().await;
     let home = Home::of(&fake).await;

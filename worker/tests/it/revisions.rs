@@ -139,6 +139,7 @@ async fn what_was_certainly_refused_waits_again_and_is_still_changed_in_place() 
     scene.ada.edit(&edited, "words two").await.expect(200);
     let deleted = id(&scene.ada.post(&conversation, "words three").await.expect(201));
     assert_eq!(delete(&scene, &deleted).await, "cancelled");
+    scene.later().await;
     scene.ada.delivered(&edited).await;
     scene.drained().await;
     assert_eq!(shape(&fake.timeline(&room)), ["begun", "words two"]);
@@ -310,6 +311,7 @@ async fn what_arrived_unanswered_and_was_deleted_is_closed_and_redacted() {
     assert_eq!(delete(&scene, &message).await, "redacting");
     let next = id(&scene.ada.post(&conversation, "next").await.expect(201));
     fake.set_down(false).await;
+    scene.later().await;
     scene.ada.delivered(&next).await;
     assert_eq!(shape(&fake.timeline(&room)), ["begun", "gone", "x 1", "next"]);
     // Its text left once, before the delete; its transaction was closed with another event.
@@ -334,6 +336,7 @@ async fn what_never_arrived_and_was_deleted_leaves_a_void_and_no_text() {
     scene.attempted("ambiguous", 1).await;
     let words = watch(&fake, "words one");
     assert_eq!(delete(&scene, &message).await, "redacting");
+    scene.later().await;
     scene.drained().await;
     assert_eq!(shape(&fake.timeline(&room)), ["begun", "void", "x 1"]);
     assert_eq!((lost.hits(), words.hits()), (1, 0));
@@ -352,6 +355,7 @@ async fn an_unanswered_edit_of_what_was_deleted_is_closed_too_and_both_are_redac
     scene.ada.edit(&message, "words two").await.expect(200);
     scene.attempted("ambiguous", 1).await;
     assert_eq!(delete(&scene, &message).await, "redacting");
+    scene.later().await;
     scene.drained().await;
     let mut shape = shape(&fake.timeline(&room));
     shape.sort();

@@ -1,12 +1,14 @@
 //! The whole product around a homeserver, as a test needs it.
 
+use std::time::Duration;
+
 use serde_json::Value;
 use shared::testing::{
     database::TestDatabase,
     eventually,
     homeserver::{FakeHomeserver, Kind, LoggedRequest},
     matrix_client::{HomeserverAddress, MatrixClient, MatrixEvent},
-    nova::{Environment, NovaUser, Program, api_environment, service_account, worker_environment},
+    nova::{Answer, Environment, NovaUser, Program, api_environment, service_account, worker_environment},
     test_variable,
 };
 
@@ -102,6 +104,11 @@ impl Scene {
         (conversation, room)
     }
 
+    /// Lets ten seconds pass: what waits after a failure is due.
+    pub(crate) async fn later(&self) {
+        self.database.advance(Duration::from_secs(10)).await;
+    }
+
     /// Waits until nothing is left to do.
     pub(crate) async fn drained(&self) {
         eventually("everything is done", || async {
@@ -122,6 +129,21 @@ impl Scene {
         })
         .await;
     }
+}
+
+/// Asks until the API answers for good, as clients do while it or its database is away.
+pub(crate) async fn insist(
+    user: &NovaUser,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Option<&Value>,
+) -> Answer {
+    eventually("the API answers", || async {
+        let answer = user.try_call_with(method, path, headers, body).await.ok()?;
+        (answer.status < 500 && answer.code() != "idempotency_key_in_flight").then_some(answer)
+    })
+    .await
 }
 
 /// The room of a message that is known to stand in one.

@@ -66,6 +66,27 @@ async fn what_a_killed_worker_had_in_flight_is_resumed_by_another_and_stands_onc
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_worker_may_have_sent_is_redacted_although_the_next_attempt_was_refused() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let scene = Scene::new(&home).await;
+    let conversation = scene.ada.create_conversation(&[scene.grace.user_id]).await;
+    let held = fake.on_send().hold_answer().once();
+    let mut first = scene.worker().await;
+    let message = id(&scene.ada.post(&conversation, "words").await.expect(201));
+    held.arrived().await;
+    first.kill();
+    fake.on_send().fail(429).retry_after(Duration::from_secs(5)).once();
+    let _second = scene.worker().await;
+    scene.attempted("refused", 1).await;
+    // The second worker was certainly refused; what became of the first attempt nobody knows.
+    assert_eq!(scene.ada.delete(&message).await.expect(200)["deletion"], "redacting");
+    scene.later().await;
+    scene.drained().await;
+    assert_eq!(shape(&fake.timeline(&fake.rooms()[0])), ["gone", "x 0"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_stalls_past_its_lease_settles_nothing_when_it_comes_back() {
     let fake = FakeHomeserver::start().await;
     let home = Home::of(&fake).await;
@@ -186,6 +207,7 @@ async fn orphaned(fake: &FakeHomeserver, scene: &Scene, arrived: bool) -> (Strin
     let message = id(&scene.ada.post(&conversation, "words").await.expect(201));
     scene.attempted("ambiguous", 1).await;
     worker.kill();
+    scene.later().await;
     (message, room)
 }
 
