@@ -123,13 +123,14 @@ async fn an_invitation_or_removal_that_was_not_answered_is_not_done_twice() {
     let alan = NovaUser::new(&scene.api);
     let (conversation, room) = scene.begun().await;
     let faults = [fake.on_invite().drop_after_accept().once(), fake.on_kick().drop_after_accept().once()];
+    let invitations = fake.count(Kind::Invite);
     assert_eq!(change(&scene, "PUT", &conversation, &alan).await, 200);
     scene.drained().await;
     assert_eq!(change(&scene, "DELETE", &conversation, &alan).await, 204);
     scene.drained().await;
     assert_eq!(stays(&fake.timeline(&room), &alan, &home.address.server_name), ["invite", "leave"]);
     assert_eq!(faults.map(|fault| fault.hits()), [1, 1]);
-    assert_eq!((fake.count(Kind::Invite), fake.count(Kind::Kick)), (1, 1));
+    assert_eq!((fake.count(Kind::Invite) - invitations, fake.count(Kind::Kick)), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
