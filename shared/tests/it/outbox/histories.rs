@@ -151,8 +151,7 @@ impl History {
     }
 
     fn pick(&mut self) -> Option<usize> {
-        let alive: Vec<usize> =
-            (0..self.messages.len()).filter(|n| self.messages[*n].deletion.is_none()).collect();
+        let alive: Vec<usize> = (0..self.messages.len()).filter(|n| self.messages[*n].deletion.is_none()).collect();
         self.chance.one_of(&alive)
     }
 
@@ -287,7 +286,8 @@ impl History {
         }
         let mut last = 0;
         for event in self.room.events.iter().filter(|event| event.of.kind == Kind::Message && !event.void) {
-            let told = self.messages.iter().find(|told| told.posted.message_id.as_uuid() == event.of.subject_id).unwrap();
+            let told =
+                self.messages.iter().find(|told| told.posted.message_id.as_uuid() == event.of.subject_id).unwrap();
             if !told.died {
                 assert!(told.posted.seq > last, "messages are in the room in the order in which they were written");
                 last = told.posted.seq;
@@ -302,7 +302,11 @@ impl History {
                 }
                 None if told.discarded => {}
                 None => {
-                    assert_eq!(texts.iter().filter(|event| event.of.kind == Kind::Message).count(), 1, "no message is lost");
+                    assert_eq!(
+                        texts.iter().filter(|event| event.of.kind == Kind::Message).count(),
+                        1,
+                        "no message is lost"
+                    );
                     assert!(texts.iter().all(|event| !event.redacted));
                     let shown = texts.last().and_then(|event| event.of.revision);
                     assert_eq!(shown, Some(told.revision), "the room shows the newest text");

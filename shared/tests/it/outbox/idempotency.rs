@@ -32,7 +32,9 @@ async fn answer(world: &World, user: UserId, key: &str, body: &str, resource: Uu
 
 async fn replayed(world: &World, user: UserId, key: &str, body: &str) -> Option<(u16, Uuid)> {
     let mut tx = world.begin().await;
-    match enter(world, &mut tx, user, key, body).await.unwrap() {
+    let entry = enter(world, &mut tx, user, key, body).await.unwrap();
+    tx.rollback().await.unwrap();
+    match entry {
         Entry::Done { status, resource_id } => Some((status, resource_id)),
         Entry::New(_) => None,
     }
@@ -43,7 +45,9 @@ async fn a_request_whose_like_is_under_way_is_refused_at_once() {
     let world = World::new().await;
     let user = world.author;
     let mut first = world.begin().await;
-    let Entry::New(pending) = enter(&world, &mut first, user, "key", "body").await.unwrap() else { panic!("it is new") };
+    let Entry::New(pending) = enter(&world, &mut first, user, "key", "body").await.unwrap() else {
+        panic!("it is new")
+    };
     let mut second = world.begin().await;
     sqlx::query("set local lock_timeout = '1ms'").execute(&mut *second).await.unwrap();
     let refused = enter(&world, &mut second, user, "key", "body").await;
@@ -102,6 +106,9 @@ async fn what_is_remembered_of_a_request_does_not_show_its_text() {
     let world = World::new().await;
     answer(&world, world.author, "key", "secret", Uuid::new_v4()).await;
     let shown = world.db.count("select count(*) from idempotency_keys k where k::text like '%secret%'").await;
-    let hex = world.db.count("select count(*) from idempotency_keys where position('secret'::bytea in fingerprint) > 0").await;
+    let hex = world
+        .db
+        .count("select count(*) from idempotency_keys where position('secret'::bytea in fingerprint) > 0")
+        .await;
     assert_eq!((shown, hex), (0, 0));
 }
