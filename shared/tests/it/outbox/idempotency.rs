@@ -32,7 +32,9 @@ async fn answer(world: &World, user: UserId, key: &str, body: &str, resource: Uu
 
 async fn replayed(world: &World, user: UserId, key: &str, body: &str) -> Option<(u16, Uuid)> {
     let mut tx = world.begin().await;
-    match enter(world, &mut tx, user, key, body).await.unwrap() {
+    let entry = enter(world, &mut tx, user, key, body).await.unwrap();
+    tx.rollback().await.unwrap();
+    match entry {
         Entry::Done { status, resource_id } => Some((status, resource_id)),
         Entry::New(_) => None,
     }
