@@ -144,8 +144,9 @@ async fn the_evidence_of_a_late_finisher_is_kept_although_it_settles_nothing() {
     repeated.arrived().await;
     assert_eq!(scene.ada.get(&format!("/messages/{message}")).await["matrix"]["delivery"], "delivering");
     proxy.restore();
-    // The other worker still waits for its own answer.
     let delivered = scene.ada.delivered(&message).await;
+    // Neither has settled anything: the other worker still waits for its own answer.
+    assert_eq!(scene.database.count("select count(*) from attempts").await, 0);
     assert_eq!(delivered["matrix"]["event_id"], json!(fake.timeline(room_of(&delivered)).last().unwrap().event_id));
     assert!((metric(&cut_off, "outbox_fenced_settles_total").await - 1.0).abs() < 0.1);
     assert!(cut_off.log().iter().any(|line| line.contains("keeping the evidence only")));
