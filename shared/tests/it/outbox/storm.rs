@@ -74,6 +74,7 @@ impl Storm {
         chance.one_of(&self.said[lane].lock().unwrap())
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm for each thing that may happen")]
     async fn step(&self, chance: &mut Chance) -> Result<(), sqlx::Error> {
         let n = chance.below(LANES);
         let lane = &self.lanes[n];
@@ -204,7 +205,7 @@ fn send(operations: &[outbox::ClaimedOperation], chance: &mut Chance) -> Vec<Ope
 
 /// Locks are waited for, for a while; whoever waits in a circle is told so by another error.
 fn is_lock_timeout(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "55P03")
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
