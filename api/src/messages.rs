@@ -334,7 +334,7 @@ async fn delivery(
     let mut conn = state.pool.acquire().await?;
     let head = chat::find_message(&mut conn, id, caller.user_id).await?;
     let explanation = match head.send_outbox_id {
-        Some(outbox_id) => outbox::explain(&mut conn, head.conversation_id, outbox_id).await?,
+        Some(outbox_id) => outbox::explain(&mut conn, head.conversation_id, outbox_id).await?.for_members(),
         None => Explanation::disabled(),
     };
     Ok(Json(DeliveryBody { message_id: id, explanation }))

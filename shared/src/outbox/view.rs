@@ -41,7 +41,8 @@ pub struct AttemptView {
     pub http_status: Option<i32>,
     /// The Matrix error code, when it gave one.
     pub errcode: Option<String>,
-    /// What went wrong, for people.
+    /// What went wrong, for operators.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
     /// How long it took.
     pub duration_ms: i32,
@@ -66,6 +67,15 @@ pub struct Explanation {
 }
 
 impl Explanation {
+    /// For members: without the words about an attempt, which may name hosts of the operator's.
+    #[must_use]
+    pub fn for_members(mut self) -> Self {
+        for attempt in &mut self.attempts {
+            attempt.detail = None;
+        }
+        self
+    }
+
     /// Of what was never meant for Matrix.
     pub const fn disabled() -> Self {
         Self {
