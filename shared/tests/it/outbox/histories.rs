@@ -15,7 +15,7 @@ use super::{
     world::{Lane, Posted, Worker, World},
 };
 
-const HISTORIES: u64 = 200;
+const HISTORIES: u64 = 120;
 const STEPS: usize = 40;
 const MESSAGES: usize = 5;
 

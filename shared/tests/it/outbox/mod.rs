@@ -1,4 +1,5 @@
 //! The outbox on a real database: each test is a law, and fails without what upholds it.
+#![expect(clippy::expect_used, reason = "a failure here is a failed test")]
 mod chance;
 mod cost;
 mod histories;

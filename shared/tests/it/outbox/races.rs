@@ -307,7 +307,7 @@ async fn a_rolled_back_write_leaves_nothing_behind() {
     assert_eq!(lane.number("select count(*) from messages where conversation_id = $1").await, 0);
 }
 
-/// A lock that is not given is an error in time, not a wait for ever.
+/// Whoever writes second waits until the first has committed, and comes after it.
 #[tokio::test]
 async fn a_write_waits_for_another_of_its_conversation() {
     let lane = World::with_lane().await;

@@ -1,14 +1,15 @@
 //! What must hold after every step, and a picture of where everything stands.
 use sqlx::Row as _;
+use uuid::Uuid;
 
 use super::world::{Lane, World};
 
-/// Each yields a row for each violation, given a conversation or null for all.
+/// Each yields a row for each violation, given conversations.
 const LAWS: &str = "
-with live as (select * from outbox where $1::uuid is null or conversation_id = $1),
-dead as (select * from dead_letters where $1::uuid is null or conversation_id = $1),
-sent as (select * from sent_events where $1::uuid is null or conversation_id = $1),
-given_up as (select * from withdrawn_operations where $1::uuid is null or conversation_id = $1),
+with live as (select * from outbox where conversation_id = any($1)),
+dead as (select * from dead_letters where conversation_id = any($1)),
+sent as (select * from sent_events where conversation_id = any($1)),
+given_up as (select * from withdrawn_operations where conversation_id = any($1)),
 place as (
     select outbox_id from live union all select outbox_id from dead
     union all select outbox_id from sent union all select outbox_id from given_up
@@ -17,7 +18,7 @@ lane as (
     select l.*, (select count(*) from live o where o.conversation_id = l.conversation_id and o.lane_id = l.lane_id) as rows,
         (select o.due_at from live o where o.conversation_id = l.conversation_id and o.lane_id = l.lane_id
          order by o.seq limit 1) as first_due_at
-    from lanes l where $1::uuid is null or conversation_id = $1
+    from lanes l where conversation_id = any($1)
 )
 select 'open counts the live rows' as law, lane_id::text as what from lane where open <> rows
 union all
@@ -37,7 +38,7 @@ where m.deleted_at is not null
 union all
 select 'a deleted message has no text', r.message_id::text
 from message_revisions r join messages m using (conversation_id, message_id)
-where m.deleted_at is not null and ($1::uuid is null or r.conversation_id = $1)
+where m.deleted_at is not null and r.conversation_id = any($1)
 union all
 select 'what may be changed in place carries text that exists', o.outbox_id::text
 from live o join lane l using (conversation_id, lane_id)
@@ -117,7 +118,11 @@ impl Lane {
 }
 
 async fn check(world: &World, lane: Option<&Lane>) {
-    let broken = sqlx::query(LAWS).bind(lane.map(|lane| lane.id.as_uuid())).fetch_all(&world.pool).await.unwrap();
+    let conversations: Vec<Uuid> = match lane {
+        Some(lane) => vec![lane.id.as_uuid()],
+        None => sqlx::query_scalar("select conversation_id from conversations").fetch_all(&world.pool).await.unwrap(),
+    };
+    let broken = sqlx::query(LAWS).bind(conversations).fetch_all(&world.pool).await.unwrap();
     let broken: Vec<String> =
         broken.iter().map(|row| format!("{} ({})", row.get::<&str, _>("law"), row.get::<&str, _>("what"))).collect();
     assert!(broken.is_empty(), "{}", broken.join("\n"));

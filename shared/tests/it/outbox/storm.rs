@@ -124,27 +124,8 @@ impl Storm {
                 return Ok(());
             }
             Step::Settle => {
-                let flight = {
-                    let mut flights = self.flights.lock().unwrap();
-                    let n = chance.below(flights.len());
-                    (!flights.is_empty()).then(|| flights.swap_remove(n))
-                };
-                let Some((worker, settlement)) = flight else { return Ok(()) };
-                let settlements = [settlement];
-                let settled = outbox::settle(&mut tx, worker.id, &settlements).await?;
-                tx.commit().await?;
-                let [settlement] = settlements;
-                if !settled.deferred.is_empty() {
-                    self.flights.lock().unwrap().push((worker, settlement));
-                } else if !settled.fenced.is_empty() {
-                    for evidence in settlement.results.iter().filter_map(OperationResult::evidence) {
-                        let mut tx = self.world.pool.begin().await?;
-                        let claim = settlement.claim;
-                        outbox::late_evidence(&mut tx, claim.conversation_id, claim.lane_id, &evidence).await?;
-                        tx.commit().await?;
-                    }
-                }
-                return Ok(());
+                tx.rollback().await?;
+                return self.settle(chance).await;
             }
             Step::Echo => {
                 let evidence = {
@@ -177,6 +158,32 @@ impl Storm {
             }
         }
         tx.commit().await
+    }
+
+    /// A worker settles what it sent, or leaves its evidence when it comes too late.
+    async fn settle(&self, chance: &mut Chance) -> Result<(), sqlx::Error> {
+        let flight = {
+            let mut flights = self.flights.lock().unwrap();
+            let n = chance.below(flights.len());
+            (!flights.is_empty()).then(|| flights.swap_remove(n))
+        };
+        let Some((worker, settlement)) = flight else { return Ok(()) };
+        let claim = settlement.claim;
+        let settlements = [settlement];
+        let mut tx = self.world.pool.begin().await?;
+        let settled = outbox::settle(&mut tx, worker.id, &settlements).await?;
+        tx.commit().await?;
+        let [settlement] = settlements;
+        if !settled.deferred.is_empty() {
+            self.flights.lock().unwrap().push((worker, settlement));
+        } else if !settled.fenced.is_empty() {
+            for evidence in settlement.results.iter().filter_map(OperationResult::evidence) {
+                let mut tx = self.world.pool.begin().await?;
+                outbox::late_evidence(&mut tx, claim.conversation_id, claim.lane_id, &evidence).await?;
+                tx.commit().await?;
+            }
+        }
+        Ok(())
     }
 }
 

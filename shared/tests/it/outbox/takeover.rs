@@ -190,17 +190,17 @@ async fn a_late_finisher_changes_nothing_but_its_evidence_is_kept() {
     let (slow, quick) = (Worker::new(), Worker::new());
     let posted = lane.post("one").await;
     lane.post("two").await;
-    let late_claim = lane.claim(&slow, 2).await;
+    let overdue = lane.claim(&slow, 2).await;
     lane.world.lapse().await;
     let current = lane.claim(&quick, 2).await;
     for end in [End::Delivered, End::OwnFault, End::RoomFault, End::Ambiguous, End::RefusedFor(super::world::LEASE)] {
         let before = everything(&lane).await;
-        let settled = lane.settle(&slow, &late_claim, &[end, End::Delivered]).await;
+        let settled = lane.settle(&slow, &overdue, &[end, End::Delivered]).await;
         assert_eq!((settled.fenced, settled.deferred), (vec![0], vec![]), "{end:?}");
         assert_eq!((settled.finished, settled.died), (0, 0), "{end:?}");
         assert_eq!(everything(&lane).await, before, "{end:?}");
     }
-    let evidence = result(&late_claim.operations[0], End::Delivered).evidence().unwrap();
+    let evidence = result(&overdue.operations[0], End::Delivered).evidence().unwrap();
     assert!(lane.late_evidence(&evidence).await);
     assert!(!lane.late_evidence(&evidence).await, "known");
     assert_eq!(lane.picture().await, "live: message 1?; sent: message 1");
