@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::{
     private_postgres::PrivatePostgres,
-    scene::{Home, Scene, id, insist},
+    scene::{Home, Scene, id, insist, room_of},
 };
 
 /// How many clients write at once.
@@ -282,4 +282,26 @@ async fn with_postgres_stopped_for_ten_seconds_in_the_middle_all_arrives_in_orde
     fake.clear_faults();
     let summary = assert_exact(&home, &scene, &asked).await;
     assert_eq!(summary.rooms, plan.conversations);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_handed_out_together_stops_at_the_first_failure() {
+    let seed = u64::try_from(variable("ORDER_SEED", 20)).unwrap();
+    println!("ORDER_SEED={seed}");
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let scene = Scene::new(&home).await;
+    let (conversation, mut last) = (scene.ada.create_conversation(&[scene.grace.user_id]).await, String::new());
+    for n in 0..150 {
+        last = id(&scene.ada.post(&conversation, &format!("{n:03}")).await.expect(201));
+    }
+    // It answers at once, so that many operations are handed out together.
+    fake.on_send().chance(0.15, seed).fail(502).always();
+    let _worker = scene.worker().await;
+    let last = scene.ada.delivered(&last).await;
+    let bodies: Vec<String> =
+        fake.timeline(room_of(&last)).iter().filter_map(|event| event.body().map(str::to_owned)).collect();
+    assert_eq!(bodies, (0..150).map(|n| format!("{n:03}")).collect::<Vec<_>>());
+    let claims = scene.database.count("select sum(epoch)::bigint from lanes").await;
+    println!("{claims} claims for {} requests", fake.sends());
 }
