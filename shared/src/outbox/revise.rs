@@ -51,7 +51,8 @@ struct Known {
     state: State,
 }
 
-/// Locks the lane and says where each operation that carries text of the message stands. Two statements: the second
+/// Locks the lane and says where each operation that carries text of the message stands, oldest first: their ids are
+/// UUIDs v7. Two statements: the second
 /// sees what whoever held the lane before has committed.
 async fn operations(
     conn: &mut PgConnection,
@@ -78,6 +79,7 @@ async fn operations(
         union all
         select outbox_id, kind, 'withdrawn_operations', true, false
         from withdrawn_operations where conversation_id = $1 and subject_id = $2
+        order by 1
         "#,
         turn.conversation_id.as_uuid(),
         message_id.as_uuid(),
