@@ -1,5 +1,5 @@
 //! Tests of what `shared` offers to others, from outside.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failed test")]
+#![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 mod conformance;
 mod faults;
 mod ledger;

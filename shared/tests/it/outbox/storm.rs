@@ -74,7 +74,6 @@ impl Storm {
         chance.one_of(&self.said[lane].lock().unwrap())
     }
 
-    #[expect(clippy::too_many_lines, reason = "one arm for each thing that may happen")]
     async fn step(&self, chance: &mut Chance) -> Result<(), sqlx::Error> {
         let n = chance.below(LANES);
         let lane = &self.lanes[n];
