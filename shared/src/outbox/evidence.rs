@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use super::{Kind, Operation, enqueue, leave_lane, lock_lane};
 use crate::{
     chat::{self, Turn},
-    ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId},
+    ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId, UserId},
 };
 
 /// That an operation stands in a room.
@@ -185,4 +185,44 @@ async fn follow_up(
     };
     enqueue(conn, turn, &operation).await?;
     Ok(())
+}
+
+/// Takes the news that our own account changed the membership of a user: `present` says which way.
+///
+/// State operations have no transaction ids, so a removal whose sender gave it up may arrive after the invitation that
+/// followed it. If what arrived contradicts the database and nothing that waits will change it anyway, the operation that
+/// the database wants is enqueued. It looks before it acts, so one too many costs nothing. True when one was.
+///
+/// In a transaction of its own.
+pub async fn membership_echo(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    user_id: UserId,
+    present: bool,
+) -> Result<bool, sqlx::Error> {
+    let Some(turn) = chat::lock_conversation(conn, conversation_id).await? else { return Ok(false) };
+    lock_lane(conn, conversation_id, LaneId::from(conversation_id)).await?;
+    let wanted = chat::is_member(conn, conversation_id, user_id).await?;
+    if wanted == present {
+        return Ok(false);
+    }
+    let follows = sqlx::query_scalar!(
+        r#"
+        select exists (
+            select 1 from outbox o join lanes l using (conversation_id, lane_id)
+            where o.conversation_id = $1 and o.subject_id = $2 and o.kind in ('invite', 'remove')
+                and o.seq > l.frozen_through and o.maybe_sent_at is null
+        ) as "follows!"
+        "#,
+        conversation_id.as_uuid(),
+        user_id.as_uuid(),
+    )
+    .fetch_one(&mut *conn)
+    .await?;
+    if follows {
+        return Ok(false);
+    }
+    let kind = if wanted { Kind::Invite } else { Kind::Remove };
+    chat::enqueue_membership(conn, &turn, user_id, kind).await?;
+    Ok(true)
 }

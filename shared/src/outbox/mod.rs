@@ -55,7 +55,7 @@ pub use claim::{
     Claim, ClaimRequest, Claimed, ClaimedOperation, LaneClaim, MaybeSent, Mode, Target, claim, oldest_due, renew,
 };
 pub use enqueue::{Operation, enqueue};
-pub use evidence::{Evidence, late_evidence};
+pub use evidence::{Evidence, late_evidence, membership_echo};
 pub use park::{Requeued, discard, expire, hold, pause, requeue, resume, unpause};
 pub use revise::{Deletion, delete, edit};
 pub use settle::{Attempt, OperationResult, Outcome, Settled, Settlement, settle};

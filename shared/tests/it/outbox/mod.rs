@@ -6,6 +6,7 @@ mod histories;
 mod idempotency;
 mod lanes;
 mod late;
+mod membership;
 mod races;
 mod room;
 mod sound;
