@@ -55,11 +55,7 @@ impl Chat {
     }
 
     /// Writes a message and its operation in one transaction. Returns the operation, and when its commit began.
-    pub(crate) async fn write(
-        &self,
-        conn: &mut PgConnection,
-        conversation_id: ConversationId,
-    ) -> (OutboxId, Instant) {
+    pub(crate) async fn write(&self, conn: &mut PgConnection, conversation_id: ConversationId) -> (OutboxId, Instant) {
         let (message_id, outbox_id) = (MessageId::generate(), OutboxId::generate());
         let mut tx = conn.begin().await.unwrap();
         let turn = chat::take_turn(&mut tx, conversation_id, self.user_id).await.unwrap();

@@ -43,13 +43,27 @@ pub(crate) async fn measure(quick: bool) -> Vec<Figure> {
     let cases = [
         Case { name: "even, answers at once", operations: size(20_000, 2_000), mix: Mix::Even, latency: at_once },
         Case { name: "even, answers in 5 ms", operations: size(20_000, 2_000), mix: Mix::Even, latency: slow },
-        Case { name: "half in one conversation, at once", operations: size(20_000, 2_000), mix: Mix::HalfHot, latency: at_once },
+        Case {
+            name: "half in one conversation, at once",
+            operations: size(20_000, 2_000),
+            mix: Mix::HalfHot,
+            latency: at_once,
+        },
         // The hot lane goes one by one, at 5 ms each.
         Case { name: "half in one conversation, 5 ms", operations: size(5_000, 400), mix: Mix::HalfHot, latency: slow },
     ];
     let mut table = Table::new(
         "Drain: one worker, 128 slots, 200 conversations",
-        &["case", "operations", "drained", "homeserver alone", "ratio", "statements an operation", "rows a claim", "lanes a claim"],
+        &[
+            "case",
+            "operations",
+            "drained",
+            "homeserver alone",
+            "ratio",
+            "statements an operation",
+            "rows a claim",
+            "lanes a claim",
+        ],
     );
     let mut figures = Vec::new();
     for case in cases {

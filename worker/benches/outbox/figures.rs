@@ -57,7 +57,7 @@ impl Table {
         println!("\n## {}\n", self.title);
         for (n, row) in self.rows.iter().enumerate() {
             let cells: Vec<String> =
-                row.iter().enumerate().map(|(column, cell)| format!("{cell:<1$}", width(column))).collect();
+                row.iter().enumerate().map(|(column, cell)| format!("{:<1$}", cell, width(column))).collect();
             println!("| {} |", cells.join(" | "));
             if n == 0 {
                 let rules: Vec<String> = (0..row.len()).map(|column| "-".repeat(width(column) + 2)).collect();

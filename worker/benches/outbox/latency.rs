@@ -117,13 +117,14 @@ async fn by_request(database: &Database, home: &Home, chat: &Chat, api: &str, po
         });
     }
     let answers = asking.join_all().await;
-    let operations: HashMap<String, String> = sqlx::query("select message_id::text, send_outbox_id::text from messages")
-        .fetch_all(&database.pool)
-        .await
-        .unwrap()
-        .iter()
-        .map(|row| (row.get(0), row.get(1)))
-        .collect();
+    let operations: HashMap<String, String> =
+        sqlx::query("select message_id::text, send_outbox_id::text from messages")
+            .fetch_all(&database.pool)
+            .await
+            .unwrap()
+            .iter()
+            .map(|row| (row.get(0), row.get(1)))
+            .collect();
     let (mut asked, mut answered) = (HashMap::new(), HashMap::new());
     for (message_id, ask, answer) in answers {
         asked.insert(operations[&message_id].clone(), ask);

@@ -70,8 +70,8 @@ struct Sample {
 
 pub(crate) async fn measure(quick: bool) -> Vec<Figure> {
     let seconds = |full: u64, small: u64| Duration::from_secs(if quick { small } else { full });
-    let (before, hold, after) = (seconds(10, 2), seconds(60, 5), seconds(10, 2));
-    let every = hold / 6;
+    let (before, long, after) = (seconds(10, 2), seconds(60, 5), seconds(10, 2));
+    let every = long / 6;
     let a_second = if quick { 300 } else { 1_000 };
 
     let database = Database::create(WRITERS as u32 + 8).await;
@@ -87,8 +87,18 @@ pub(crate) async fn measure(quick: bool) -> Vec<Figure> {
     tasks.spawn(stop.clone().run_until_cancelled_owned(deliver(database.pool.clone(), Arc::clone(&shared))));
 
     let mut table = Table::new(
-        &format!("A snapshot held for {} s, {} operations a second", hold.as_secs(), number(f64::from(a_second))),
-        &["when", "pages with bookmark", "without", "ratio", "ms with", "ms without", "written", "delivered", "index pages"],
+        &format!("A snapshot held for {} s, {} operations a second", long.as_secs(), number(f64::from(a_second))),
+        &[
+            "when",
+            "pages with bookmark",
+            "without",
+            "ratio",
+            "ms with",
+            "ms without",
+            "written",
+            "delivered",
+            "index pages",
+        ],
     );
     let mut sampler = Sampler::start(&database, Arc::clone(&shared)).await;
     sleep(before).await;
