@@ -15,7 +15,7 @@ create table conversations (
     last_seq bigint not null,
     constraint conversations_pkey primary key (conversation_id),
     constraint conversations_last_seq_check check (last_seq >= 0)
-) with (fillfactor = 70);
+) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
 comment on table conversations is 'A group of members who write to each other. Every write locks its row first.';
 comment on column conversations.conversation_id is 'Id, UUID v7.';
 comment on column conversations.name is 'What people call it; becomes the name of its Matrix room.';
@@ -133,7 +133,7 @@ create table lanes (
     constraint lanes_open_check check (open >= 0),
     constraint lanes_due_check check ((due_at is null) = (open = 0 or hold is not null)),
     constraint lanes_lease_check check ((owner is null) = (leased_until is null) and (owner is null) = (claimed_at is null))
-) with (fillfactor = 50);
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 -- Only lanes with work that may go are in it: what is idle or held costs a claim nothing.
 create index lanes_due_idx on lanes (lane_class, due_at) where due_at is not null;
 comment on table lanes is 'The scope of order: a conversation''s chat, or one call''s signalling. What workers lease.';

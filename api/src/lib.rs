@@ -84,10 +84,11 @@ impl App {
             .fallback(problem::no_such_route)
             .method_not_allowed_fallback(problem::method_not_allowed)
             .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-            .layer(axum::middleware::from_fn(health::measure))
-            .layer(axum::middleware::from_fn(problem::render_timeouts))
-            .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, REQUEST_TIMEOUT))
+            // The last is outermost: a panic and a timeout become problems, and whatever came of it is counted.
             .layer(CatchPanicLayer::custom(problem::panicked))
+            .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, REQUEST_TIMEOUT))
+            .layer(axum::middleware::from_fn(problem::render_timeouts))
+            .layer(axum::middleware::from_fn(health::measure))
             .with_state(self.state)
     }
 }

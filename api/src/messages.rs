@@ -130,7 +130,7 @@ fn check_text(text: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// A message as an answer: with its revision as the ETag.
+/// A message as an answer: with its revision as the `ETag`.
 fn rendered(status: StatusCode, message: chat::Message, waited: Option<Duration>) -> Response {
     let tag = HeaderValue::from_str(&format!("\"{}\"", message.revision));
     let mut response = (status, Json(MessageBody::from(message))).into_response();
@@ -261,7 +261,6 @@ async fn edit(
     Extract(state): AppState,
     caller: Caller,
     IfMatch(expected): IfMatch,
-    Wait(wait): Wait,
     IdPath(id): IdPath<MessageId>,
     JsonBody(new): JsonBody<PatchMessage>,
 ) -> Result<Response, ApiError> {
@@ -279,7 +278,7 @@ async fn edit(
             }
         }
     }
-    Ok(rendered(StatusCode::OK, read_waiting(&state, id, caller.user_id, wait).await?, wait))
+    Ok(rendered(StatusCode::OK, read_waiting(&state, id, caller.user_id, None).await?, None))
 }
 
 async fn delete(

@@ -5,12 +5,24 @@ from __future__ import annotations
 import contextlib
 import textwrap
 import uuid
+from dataclasses import dataclass
 
 from programs import SERVICE_USER
-from scene import Scene, User
+from scene import Message, Scene, User
+from web import Json
 
 # A Matrix user id and an event id are 48 and 44 characters long, and stand on one line each.
 WIDTHS = (28, 48, 46)
+
+
+@dataclass
+class Row:
+    """What was asked, what is shown, what is reported, and how they differ."""
+
+    asked: list[str]
+    shown: list[str]
+    reported: list[str]
+    faults: list[str]
 
 
 class Comparison:
@@ -24,18 +36,29 @@ class Comparison:
         client = scene.users[reader].matrix
         self.room_name: str | None = client.state(self.room_id, "m.room.name").get("name")
         self.memberships = client.members(self.room_id)
-        self.events = [event for event in client.timeline(self.room_id) if event["type"] == "m.room.message"]
+        said = [event for event in client.timeline(self.room_id) if event["type"] == "m.room.message"]
+        self.events = [event for event in said if not _replaces(event)]
+        # The newest edit of each event; the timeline is in order.
+        self.edits = {_replaces(event): event for event in said if _replaces(event)}
+
+    def rows(self) -> list[Row]:
+        # Longer than either list where the other is too short: a missing or surplus event must show.
+        numbers = range(max(len(self.events), len(self.scene.messages)))
+        return [self._room(), *(self._message(number) for number in numbers)]
+
+    def agrees(self) -> bool:
+        return not any(row.faults for row in self.rows())
 
     def show(self) -> bool:
-        _row(["What the API was asked"], [f"What Synapse shows {self.reader}"], ["What the API reports"])
-        faults = self._show_room()
-        # Longer than either list where the other is too short: a missing or surplus event must show.
-        for number in range(max(len(self.events), len(self.scene.messages))):
-            faults += self._show_message(number)
+        rows = self.rows()
+        _print([["What the API was asked"], [f"What Synapse shows {self.reader}"], ["What the API reports"]])
+        for row in rows:
+            _print([row.asked, row.shown, row.reported])
+            print(f"   => {'agree' if not row.faults else 'DIFFER: ' + ', '.join(row.faults)}")
         _rule()
-        return not faults
+        return not any(row.faults for row in rows)
 
-    def _show_room(self) -> list[str]:
+    def _room(self) -> Row:
         scene = self.scene
         known = {SERVICE_USER: "the service"}
         for user in scene.users.values():
@@ -57,27 +80,31 @@ class Comparison:
             faults.append("there is a stranger in the room")
         if said != [self.room_id]:
             faults.append("the API reports several rooms")
-        _row(asked, [self.room_id, f'"{self.room_name}"', *seen], said, faults=faults)
-        return faults
+        return Row(asked, [self.room_id, f'"{self.room_name}"', *seen], said, faults)
 
-    def _show_message(self, number: int) -> list[str]:
+    def _message(self, number: int) -> Row:
         asked: list[str] = []
         shown: list[str] = []
         reported: list[str] = []
         faults: list[str] = []
         event = self.events[number] if number < len(self.events) else None
         message = self.scene.messages[number] if number < len(self.scene.messages) else None
+        edit = self.edits.get(event["event_id"]) if event else None
         if event:
             content = event["content"]
             by = str(content.get("com.nova.sender_id"))
-            shown = [f"from {event['sender']}", f"com.nova.sender_id {by}", _quoted(content.get("body"))]
+            shown = [f"from {event['sender']}"]
+            shown += [f"com.nova.sender_id {by}", _quoted(content.get("body"))] if content else ["redacted: no content"]
             shown.append(event["event_id"])
+        if edit:
+            shown += ["replaced by", _quoted(edit["content"]["m.new_content"].get("body")), edit["event_id"]]
         if message:
             report = self.reports[number]
             matrix = report["matrix"]
             asked = [f"{message.author.name}: POST /messages", _quoted(message.text)]
-            reported = [f"message {message.id}", str(matrix["delivery"]), _quoted(report["plaintext"])]
-            reported.append(str(matrix["event_id"]))
+            asked += ["then PATCH"] * message.edited + ["then DELETE"] * message.deleted
+            said = _quoted(report["plaintext"]) if report["plaintext"] is not None else "deleted"
+            reported = [f"message {message.id}", str(matrix["delivery"]), said, str(matrix["event_id"])]
         if event is None:
             faults.append("Synapse does not have it")
         elif message is None:
@@ -85,14 +112,29 @@ class Comparison:
         else:
             if event["sender"] != SERVICE_USER:
                 faults.append("another sender")
-            if not _same_user(by, message.author):
-                faults.append("another author")
-            if not message.text == content.get("body") == report["plaintext"]:
-                faults.append("another text")
             if event["event_id"] != matrix["event_id"]:
                 faults.append("another event id")
-        _row(asked, shown, reported, faults=faults)
+            faults += self._faults_of_content(message, content, edit, report["plaintext"])
+        return Row(asked, shown, reported, faults)
+
+    def _faults_of_content(self, message: Message, content: Json, edit: Json | None, reported: str | None) -> list[str]:
+        if message.deleted:
+            return ["the text is still there"] if content or edit or reported is not None else []
+        faults = []
+        if not _same_user(str(content.get("com.nova.sender_id")), message.author):
+            faults.append("another author")
+        newest = edit["content"]["m.new_content"] if edit else content
+        if not message.text == newest.get("body") == reported:
+            faults.append("another text")
+        if message.edited != (edit is not None):
+            faults.append("an edit is missing or nobody's")
         return faults
+
+
+def _replaces(event: Json) -> str:
+    """The event that this one replaces; empty when it replaces none."""
+    relation = event["content"].get("m.relates_to", {})
+    return str(relation["event_id"]) if relation.get("rel_type") == "m.replace" else ""
 
 
 def _same_user(text: str, user: User) -> bool:
@@ -105,8 +147,8 @@ def _quoted(text: object) -> str:
     return f'"{text}"' if isinstance(text, str) else str(text)
 
 
-def _row(*columns: list[str], faults: list[str] | None = None) -> None:
-    """One row of the table: each column's lines, wrapped. `faults` None: a heading."""
+def _print(columns: list[list[str]]) -> None:
+    """One row of the table: each column's lines, wrapped."""
     _rule()
     wrapped = [
         [piece for line in lines for piece in textwrap.wrap(line, width, break_on_hyphens=False) or [""]]
@@ -115,8 +157,6 @@ def _row(*columns: list[str], faults: list[str] | None = None) -> None:
     for number in range(max(map(len, wrapped))):
         cells = [lines[number] if number < len(lines) else "" for lines in wrapped]
         print("   " + " | ".join(f"{cell:<{width}}" for cell, width in zip(cells, WIDTHS, strict=True)).rstrip())
-    if faults is not None:
-        print(f"   => {'agree' if not faults else 'DIFFER: ' + ', '.join(faults)}")
 
 
 def _rule() -> None:

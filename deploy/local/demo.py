@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 
 from comparison import Comparison
-from processes import StartFailed, ignore_signals
+from processes import StartFailed, ignore_signals, wait_until
 from runs import temporary
-from scene import Disagreement, Scene
+from scene import DELIVERY_SECONDS, Disagreement, Scene
 from web import Refused
 from whole import Stack, say
 
@@ -22,7 +22,11 @@ def play(scene: Scene) -> None:
     scene.accept_invitation("Grace")
     scene.accept_invitation("Linus")
     scene.say("Grace", "I do. I will bring my compiler.")
-    scene.say("Ada", "Bring a lantern too: it is dark in there \N{CANDLE}")
+    lantern = scene.say("Ada", "Bring a lantern too: it is dark in their \N{CANDLE}")
+    secret = scene.say("Ada", "The key is under the flower pot.")
+    scene.wait_for_delivery()
+    scene.edit(lantern, "Bring a lantern too: it is dark in there \N{CANDLE}")
+    scene.delete(secret)
 
 
 def run() -> int:
@@ -55,6 +59,8 @@ def _perform(stack: Stack) -> bool:
     play(scene)
     scene.wait_for_delivery()
     print("\n3. Side by side")
+    # Edits and redactions follow their messages; what is shown is what stands when all has arrived.
+    wait_until(lambda: Comparison(scene, reader="Grace").agrees(), DELIVERY_SECONDS, pause=0.5)
     return Comparison(scene, reader="Grace").show()
 
 

@@ -44,6 +44,8 @@ class Message:
     author: User
     text: str
     id: str
+    edited: bool = False
+    deleted: bool = False
 
 
 class Scene:
@@ -91,6 +93,16 @@ class Scene:
         self.messages.append(message)
         _tell(name, f'POST /messages "{text}"', f"{_said(answer)}, delivery {answer.body['matrix']['delivery']}")
         return message
+
+    def edit(self, message: Message, text: str) -> None:
+        answer = self.api(message.author, "PATCH", f"/messages/{message.id}", {"plaintext": text})
+        message.text, message.edited = text, True
+        _tell(message.author.name, f'PATCH /messages/… "{text}"', f"{answer.status}, revision {answer.body['revision']}")
+
+    def delete(self, message: Message) -> None:
+        answer = self.api(message.author, "DELETE", f"/messages/{message.id}")
+        message.deleted = True
+        _tell(message.author.name, f'DELETE /messages/…  ("{message.text}")', f"{answer.status}, {answer.body['deletion']}")
 
     def accept_invitation(self, name: str) -> None:
         """Joins the one room that the user is invited to, as any Matrix client would."""

@@ -14,7 +14,7 @@ use crate::config::DatabaseConfig;
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
 
 /// How long a request waits for a free connection before it is told to come back.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a process' connections are bounded by, so that one stuck transaction never stalls everyone.
 #[derive(Debug, Clone, Copy)]

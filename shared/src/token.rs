@@ -13,8 +13,8 @@ const LEEWAY_SECONDS: u64 = 5;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Claims {
-    sub: String,
-    exp: i64,
+    sub: Option<String>,
+    exp: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     scope: Option<String>,
 }
@@ -34,6 +34,9 @@ pub enum TokenError {
     /// Past its `exp`.
     #[error("the token has expired")]
     Expired,
+    /// Before its `nbf`.
+    #[error("the token is not valid yet")]
+    Early,
     /// Signed by someone else.
     #[error("the token's signature is wrong")]
     Signature,
@@ -69,6 +72,8 @@ impl Tokens {
         let mut validation = Validation::new(Algorithm::HS256);
         validation.required_spec_claims = HashSet::from(["exp".to_owned(), "sub".to_owned()]);
         validation.validate_nbf = true;
+        // Whom a token is meant for is not ours to judge: the secret says who may issue one.
+        validation.validate_aud = false;
         validation.leeway = LEEWAY_SECONDS;
         Self { key: DecodingKey::from_secret(secret.expose_secret().as_bytes()), validation }
     }
@@ -78,13 +83,14 @@ impl Tokens {
         let claims = jsonwebtoken::decode::<Claims>(token, &self.key, &self.validation)
             .map_err(|error| match error.kind() {
                 ErrorKind::ExpiredSignature => TokenError::Expired,
+                ErrorKind::ImmatureSignature => TokenError::Early,
                 ErrorKind::InvalidSignature => TokenError::Signature,
                 ErrorKind::MissingRequiredClaim(_) => TokenError::Claim,
                 ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName => TokenError::Algorithm,
                 _ => TokenError::Unreadable,
             })?
             .claims;
-        let user_id = claims.sub.parse().map_err(|_| TokenError::Subject)?;
+        let user_id = claims.sub.ok_or(TokenError::Claim)?.parse().map_err(|_| TokenError::Subject)?;
         let scope = claims.scope.iter().flat_map(|scope| scope.split_whitespace()).map(str::to_owned).collect();
         Ok(Identity { user_id, scope })
     }
@@ -97,7 +103,44 @@ pub fn sign(
     expires_at: i64,
     scope: Option<&str>,
 ) -> Result<String, jsonwebtoken::errors::Error> {
-    let claims = Claims { sub: user_id.to_string(), exp: expires_at, scope: scope.map(str::to_owned) };
+    let claims = Claims { sub: Some(user_id.to_string()), exp: Some(expires_at), scope: scope.map(str::to_owned) };
     let key = EncodingKey::from_secret(secret.expose_secret().as_bytes());
     jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const SECRET: &str = "a secret that is long enough for HS256";
+    const USER: &str = "550e8400-e29b-41d4-a716-446655440000";
+
+    fn identify(claims: &Value) -> Result<Identity, TokenError> {
+        let key = EncodingKey::from_secret(SECRET.as_bytes());
+        let token = jsonwebtoken::encode(&Header::new(Algorithm::HS256), claims, &key).unwrap();
+        Tokens::new(&SecretString::from(SECRET)).identify(&token)
+    }
+
+    #[test]
+    fn a_refused_token_says_why() {
+        let now = crate::database::unix_time();
+        let why = |claims: Value| identify(&claims).map(|_| ()).unwrap_err();
+        assert_eq!(why(json!({"sub": USER, "exp": now - 60})), TokenError::Expired);
+        assert_eq!(why(json!({"sub": USER, "exp": now + 60, "nbf": now + 30})), TokenError::Early);
+        assert_eq!(why(json!({"exp": now + 60})), TokenError::Claim);
+        assert_eq!(why(json!({"sub": USER})), TokenError::Claim);
+        assert_eq!(why(json!({"sub": "ada", "exp": now + 60})), TokenError::Subject);
+    }
+
+    #[test]
+    fn an_audience_and_other_claims_are_no_reason_to_refuse_and_a_scope_is_words() {
+        let exp = crate::database::unix_time() + 60;
+        let claims = json!({"sub": USER, "exp": exp, "aud": "nova", "iss": "x", "scope": "outbox:read  other"});
+        let identity = identify(&claims).unwrap();
+        assert_eq!(identity.user_id.to_string(), USER);
+        assert_eq!(identity.scope, HashSet::from(["outbox:read".to_owned(), "other".to_owned()]));
+    }
 }

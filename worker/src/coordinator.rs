@@ -66,8 +66,11 @@ const DATABASE_BACKOFF: Duration = Duration::from_millis(500);
 /// How long the settler waits before it tries lanes again that others had locked.
 const DEFERRED_PAUSE: Duration = Duration::from_millis(20);
 
-/// How long a stop may take before what is still under way is left to its lease.
-pub(crate) const STOP_WITHIN: Duration = Duration::from_secs(9);
+/// How long a stop lets requests finish before it breaks them off: they then count as ambiguous, and are settled.
+const FINISH_WITHIN: Duration = Duration::from_secs(7);
+
+/// How long a stop then waits for the last settle, before what is left is left to its lease.
+const SETTLE_WITHIN: Duration = Duration::from_secs(2);
 
 /// Of the slots, the part that only calls, and the part that only chat may use.
 const RESERVED_PART: usize = 8;
@@ -101,6 +104,33 @@ impl Underway {
     }
 }
 
+/// Whether a sender may go on.
+#[derive(Debug, Clone)]
+pub(crate) struct Permission {
+    lease: Lease,
+    draining: CancellationToken,
+    broken_off: CancellationToken,
+}
+
+impl Permission {
+    /// Whether the lease lasts long enough for a request of this length. No request is started that could still be
+    /// under way when somebody else owns the lane.
+    pub(crate) fn covers(&self, longest: Duration) -> bool {
+        let ends = *self.lease.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        boot_time() + longest < ends
+    }
+
+    /// Whether the next operation of the batch may be begun: the lease covers a request, and the process is not stopping.
+    pub(crate) fn next(&self, longest: Duration) -> bool {
+        !self.draining.is_cancelled() && self.covers(longest)
+    }
+
+    /// Ends when even what is under way has to be given up, since the process stops.
+    pub(crate) async fn broken_off(&self) {
+        self.broken_off.cancelled().await;
+    }
+}
+
 /// Work of one lane, on its way to a sender and back. However it ends (also by a panic or a timeout around it), what was
 /// done with it is settled.
 #[derive(Debug)]
@@ -112,6 +142,7 @@ pub(crate) struct Batch {
     current: Option<(ClaimedOperation, Instant)>,
     lease: Lease,
     draining: CancellationToken,
+    broken_off: CancellationToken,
     finished: mpsc::UnboundedSender<Settlement>,
     backoff: Duration,
 }
@@ -122,21 +153,25 @@ impl Batch {
         self.claimed.take()
     }
 
-    /// Whether the lease lasts long enough for a request of this length, and the process is not stopping.
-    pub(crate) fn may_start(&self, longest: Duration) -> bool {
-        let ends = *self.lease.ends.lock().unwrap_or_else(PoisonError::into_inner);
-        !self.draining.is_cancelled() && boot_time() + longest < ends
-    }
-
     /// Says which operation is tried from now on.
     pub(crate) fn begin(&mut self, operation: ClaimedOperation) {
         self.current = Some((operation, Instant::now()));
     }
 
+    /// What tells whether a request may still be started, and when to break off.
+    pub(crate) fn permission(&self) -> Permission {
+        Permission { lease: self.lease.clone(), draining: self.draining.clone(), broken_off: self.broken_off.clone() }
+    }
+
+    /// Says that the operation begun last was not tried after all.
+    pub(crate) fn leave(&mut self) {
+        self.current = None;
+    }
+
     /// Says how the operation ended that was begun last. True when the next may follow.
     pub(crate) fn end(&mut self, outcome: Outcome, attempt: Option<Attempt>, found: Vec<outbox::Evidence>) -> bool {
         let Some((operation, began)) = self.current.take() else { return false };
-        let attempt = attempt.map(|attempt| Attempt { took: began.elapsed(), ..attempt });
+        let attempt = attempt.map(|attempt| Attempt { began: Some(began), took: began.elapsed(), ..attempt });
         let next = outcome.lets_the_next_go();
         self.results.push(OperationResult { operation, outcome, attempt, found });
         next
@@ -205,6 +240,7 @@ pub(crate) struct Coordinator {
     idle: Notify,
     stop: CancellationToken,
     draining: CancellationToken,
+    broken_off: CancellationToken,
 }
 
 impl Coordinator {
@@ -227,6 +263,7 @@ impl Coordinator {
             idle: Notify::new(),
             stop,
             draining: CancellationToken::new(),
+            broken_off: CancellationToken::new(),
         }
     }
 
@@ -239,17 +276,22 @@ impl Coordinator {
         let renewer = tokio::spawn(done.clone().run_until_cancelled_owned(Arc::clone(&self).renew_loop()));
         self.claim_loop(&batches, &finished).await;
         self.draining.cancel();
-        let drained = async {
-            while self.underway.count(LaneClass::Chat).0 > 0 {
-                self.idle.notified().await;
+        if timeout(FINISH_WITHIN, self.drained()).await.is_err() {
+            tracing::warn!("breaking off the requests that are still under way");
+            self.broken_off.cancel();
+            if timeout(SETTLE_WITHIN, self.drained()).await.is_err() {
+                let left = self.underway.count(LaneClass::Chat).0;
+                tracing::warn!(lanes = left, "stopping before everything was settled; the leases will lapse");
             }
-        };
-        if timeout(STOP_WITHIN, drained).await.is_err() {
-            let left = self.underway.count(LaneClass::Chat).0;
-            tracing::warn!(lanes = left, "stopping before everything was settled; the leases will lapse");
         }
         done.cancel();
         let _ = tokio::join!(settler, renewer);
+    }
+
+    async fn drained(&self) {
+        while self.underway.count(LaneClass::Chat).0 > 0 {
+            self.idle.notified().await;
+        }
     }
 
     fn free_slots(&self, class: LaneClass) -> usize {
@@ -330,6 +372,7 @@ impl Coordinator {
                     current: None,
                     lease,
                     draining: self.draining.clone(),
+                    broken_off: self.broken_off.clone(),
                     finished: finished.clone(),
                     backoff: self.config.backoff,
                 };
@@ -375,20 +418,27 @@ impl Coordinator {
         let settled = outbox::settle(&mut tx, self.identity.worker_id, round).await?;
         tx.commit().await?;
         metrics::counter!("outbox_dead_total").increment(settled.died);
-        for n in &settled.fenced {
-            self.keep_evidence(&round[*n]).await?;
-        }
-        let mut n = 0;
         let more = settled.finished > 0;
-        round.retain(|settlement| {
-            let deferred = settled.deferred.contains(&n);
-            n += 1;
-            if !deferred {
-                self.underway.lock().remove(&settlement.claim);
+        let mut fenced = Vec::new();
+        for (n, settlement) in std::mem::take(round).into_iter().enumerate() {
+            if settled.deferred.contains(&n) {
+                round.push(settlement);
+                continue;
             }
-            deferred
-        });
+            self.underway.lock().remove(&settlement.claim);
+            if settled.fenced.contains(&n) {
+                fenced.push(settlement);
+            }
+        }
         self.idle.notify_one();
+        while let Some(settlement) = fenced.pop() {
+            if let Err(error) = self.keep_evidence(&settlement).await {
+                // Its epoch is as gone in the next round as in this one.
+                round.push(settlement);
+                round.append(&mut fenced);
+                return Err(error);
+            }
+        }
         // A lane with more to do is due again at once; a quarter of the slots free is worth a claim.
         if more || self.free_slots(LaneClass::Chat) >= self.config.slots / 4 {
             self.look.notify_one();

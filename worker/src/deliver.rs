@@ -17,7 +17,7 @@ use shared::{
 use time::OffsetDateTime;
 
 use crate::{
-    coordinator::{Batch, Pace},
+    coordinator::{Batch, Pace, Permission},
     homeserver::{Failure, Homeserver},
     lookup,
     members::{self, Change, Changed},
@@ -62,6 +62,8 @@ enum Stop {
     Before(Failure),
     /// Its own request failed.
     Itself(Failure),
+    /// The lease would not last until the end of the request: another worker will do it.
+    Late,
     /// The room is not one to send to.
     Room(String),
     /// Something of ours is away or wrong; tried again without blame.
@@ -82,6 +84,7 @@ impl From<RoomError> for Stop {
 struct Sending {
     conversation_id: ConversationId,
     events: HashMap<OutboxId, EventId>,
+    permission: Permission,
 }
 
 impl Deliverer {
@@ -89,19 +92,31 @@ impl Deliverer {
     pub(crate) async fn deliver(&self, mut batch: Batch) {
         let Some(claimed) = batch.take() else { return };
         let class = claimed.claim.class.as_str();
-        let mut sending = Sending { conversation_id: claimed.claim.conversation_id, events: HashMap::new() };
+        let mut sending = Sending {
+            conversation_id: claimed.claim.conversation_id,
+            events: HashMap::new(),
+            permission: batch.permission(),
+        };
         if let Some(room_id) = &claimed.room_id {
             self.rooms.learn(sending.conversation_id, room_id).await;
         }
         for mut operation in claimed.operations {
-            if !batch.may_start(self.http_timeout) {
+            if !sending.permission.next(self.http_timeout) {
                 return;
             }
             // One account speaks for all: whoever tried it before, this attempt is ours.
             operation.sender = self.homeserver.service_user().to_string();
             let began = Instant::now();
             batch.begin(operation.clone());
-            let ended = self.settle_one(&sending, &operation).await;
+            let ended = tokio::select! {
+                ended = self.settle_one(&sending, &operation) => ended,
+                // The batch says of what is under way that nobody knows how it ends.
+                () = sending.permission.broken_off() => return,
+            };
+            let Some(ended) = ended else {
+                batch.leave();
+                return;
+            };
             report(sending.conversation_id, &operation, class, &ended, began.elapsed());
             if let Outcome::Delivered { event_id, .. } = &ended.outcome {
                 sending.events.insert(operation.outbox_id, event_id.clone());
@@ -112,13 +127,18 @@ impl Deliverer {
         }
     }
 
-    async fn settle_one(&self, sending: &Sending, operation: &ClaimedOperation) -> Ended {
-        let stop = match self.try_one(sending, operation).await {
-            Ok(ended) => return ended,
-            Err(stop) => stop,
-        };
+    /// None when it was not tried after all.
+    async fn settle_one(&self, sending: &Sending, operation: &ClaimedOperation) -> Option<Ended> {
+        match self.try_one(sending, operation).await {
+            Ok(ended) => Some(ended),
+            Err(stop) => self.stopped(operation, stop),
+        }
+    }
+
+    fn stopped(&self, operation: &ClaimedOperation, stop: Stop) -> Option<Ended> {
         let attempt = |detail: String| Some(Attempt { detail: Some(detail), ..Attempt::default() });
-        match stop {
+        let ended = match stop {
+            Stop::Late => return None,
             Stop::Itself(failure) => self.failed(operation, &failure, |outcome| outcome),
             Stop::Before(failure) => self.failed(operation, &failure, |outcome| match outcome {
                 // It did not leave, so nothing is doubtful about it; and what the room does not take is the room's.
@@ -135,7 +155,8 @@ impl Deliverer {
                 let outcome = Outcome::Refused { retry_in, own_fault: false };
                 Ended { outcome, attempt: attempt(detail), found: Vec::new() }
             }
-        }
+        };
+        Some(ended)
     }
 
     fn failed(
@@ -163,7 +184,8 @@ impl Deliverer {
             Mode::Known(event_id) => return Ok(Ended::untried(delivered(event_id.clone(), room_id))),
             Mode::Close { look_up } => {
                 let since = operation.maybe_sent_at;
-                let closed = self.close(&room_id, operation.outbox_id, &operation.device, since, *look_up).await?;
+                let closed =
+                    self.close(sending, &room_id, (operation.outbox_id, &operation.device), since, *look_up).await?;
                 return Ok(Ended::well(closed.map_or(Outcome::NotThere, |event_id| delivered(event_id, room_id))));
             }
             Mode::LookUp => {
@@ -178,7 +200,7 @@ impl Deliverer {
         match operation.kind {
             Kind::Message => {
                 let prepared = self.said(sending, operation, prepare::message)?;
-                let event_id = self.put(&room_id, operation.outbox_id, &prepared).await.map_err(Stop::Itself)?;
+                let event_id = self.put(sending, &room_id, operation.outbox_id, &prepared).await?;
                 Ok(Ended::well(delivered(event_id, room_id)))
             }
             Kind::Edit => {
@@ -187,7 +209,7 @@ impl Deliverer {
                 });
                 let Some(original) = original else { return Ok(Ended::well(Outcome::ParentDead)) };
                 let prepared = self.said(sending, operation, |said| prepare::edit(said, original))?;
-                let event_id = self.put(&room_id, operation.outbox_id, &prepared).await.map_err(Stop::Itself)?;
+                let event_id = self.put(sending, &room_id, operation.outbox_id, &prepared).await?;
                 Ok(Ended::well(delivered(event_id, room_id)))
             }
             Kind::Redact => self.redact(sending, operation, room_id).await,
@@ -205,8 +227,9 @@ impl Deliverer {
             (Some(event_id), _) => event_id,
             (None, None) => return Ok(Ended::well(Outcome::NotThere)),
             (None, Some(sent)) => {
-                let closed =
-                    self.close(&room_id, target.outbox_id, &sent.device, Some(sent.at), sent.forgotten).await?;
+                let closed = self
+                    .close(sending, &room_id, (target.outbox_id, &sent.device), Some(sent.at), sent.forgotten)
+                    .await?;
                 let Some(event_id) = closed else { return Ok(Ended::well(Outcome::NotThere)) };
                 found.push(Evidence {
                     outbox_id: target.outbox_id,
@@ -222,6 +245,9 @@ impl Deliverer {
             }
         };
         let content = prepare::redaction(operation.outbox_id).map_err(|error| Stop::Ours(error.to_string()))?;
+        if !sending.permission.covers(self.http_timeout) {
+            return Err(Stop::Late);
+        }
         let began = Instant::now();
         let answer = self.homeserver.redact(&room_id, &event_id, operation.outbox_id, &content).await;
         let ended = match self.timed(began, answer) {
@@ -235,9 +261,9 @@ impl Deliverer {
     /// the homeserver cannot remember transactions for us and the operation was not found.
     async fn close(
         &self,
+        sending: &Sending,
         room_id: &RoomId,
-        outbox_id: OutboxId,
-        device: &str,
+        (outbox_id, device): (OutboxId, &str),
         since: Option<OffsetDateTime>,
         look_up: bool,
     ) -> Result<Option<EventId>, Stop> {
@@ -250,7 +276,7 @@ impl Deliverer {
         }
         let void = prepare::void(outbox_id).map_err(|error| Stop::Ours(error.to_string()))?;
         metrics::counter!("outbox_voids_total").increment(1);
-        Ok(Some(self.put(room_id, outbox_id, &void).await.map_err(Stop::Itself)?))
+        Ok(Some(self.put(sending, room_id, outbox_id, &void).await?))
     }
 
     async fn change_membership(&self, sending: &Sending, operation: &ClaimedOperation) -> Result<Ended, Stop> {
@@ -258,6 +284,9 @@ impl Deliverer {
             // There is no room: it will be created with the members of that moment.
             return Ok(Ended::well(Outcome::Done));
         };
+        if !sending.permission.covers(self.http_timeout) {
+            return Err(Stop::Late);
+        }
         let server = self.homeserver.service_user().server();
         let member = MatrixUserId::of(UserId::from(operation.subject_id), server);
         let change = if operation.kind == Kind::Invite { Change::Invite } else { Change::Remove };
@@ -293,10 +322,20 @@ impl Deliverer {
         prepare(&said).map_err(|error| Stop::Ours(error.to_string()))
     }
 
-    async fn put(&self, room_id: &RoomId, outbox_id: OutboxId, prepared: &Prepared) -> Result<EventId, Failure> {
+    async fn put(
+        &self,
+        sending: &Sending,
+        room_id: &RoomId,
+        outbox_id: OutboxId,
+        prepared: &Prepared,
+    ) -> Result<EventId, Stop> {
+        // The room and a look-up before it may have taken long.
+        if !sending.permission.covers(self.http_timeout) {
+            return Err(Stop::Late);
+        }
         let began = Instant::now();
         let answer = self.homeserver.send(room_id, prepared.event_type, outbox_id, &prepared.content).await;
-        self.timed(began, answer)
+        self.timed(began, answer).map_err(Stop::Itself)
     }
 
     fn timed(&self, began: Instant, answer: Result<EventId, Failure>) -> Result<EventId, Failure> {

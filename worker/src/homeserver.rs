@@ -15,6 +15,7 @@ use ruma::{
             account::whoami,
             alias::get_alias,
             authenticated_media::get_media_config,
+            device::update_device,
             discovery::get_capabilities,
             filter::RoomEventFilter,
             membership::{invite_user, join_room_by_id, kick_user},
@@ -292,6 +293,13 @@ impl Homeserver {
     pub(crate) async fn whoami(&self) -> Result<Whoami, Failure> {
         let answer = self.ask(whoami::v3::Request::new()).await?;
         Ok(Whoami { user_id: answer.user_id.to_string(), device_id: answer.device_id.map(|device| device.to_string()) })
+    }
+
+    /// Gives our device the name under which it shows in lists of sessions.
+    pub(crate) async fn name_device(&self, device_id: &str, name: &str) -> Result<(), Failure> {
+        let mut request = update_device::v3::Request::new(device_id.into());
+        request.display_name = Some(name.to_owned());
+        self.ask(request).await.map(|_| ())
     }
 
     /// The room version that new rooms get.

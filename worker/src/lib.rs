@@ -110,6 +110,11 @@ async fn deliver_until(
     let Some(device) = stop.run_until_cancelled(identify(&homeserver, matrix)).await.transpose()? else {
         return Ok(());
     };
+    if !device.is_empty()
+        && let Err(failure) = homeserver.name_device(&device, &matrix.device_name).await
+    {
+        tracing::debug!(error = %failure, "the device keeps its name");
+    }
     tracing::info!(
         homeserver = %matrix.homeserver_url,
         sender = %matrix.service_user,

@@ -10,17 +10,24 @@ use moka::future::Cache;
 use serde_json::{Value, json};
 use shared::{
     chat::{self, RoomPlan},
-    ids::{ConversationId, MatrixUserId, RoomId},
+    ids::{ConversationId, MatrixUserId, RoomId, UserId},
+    outbox::Kind,
 };
 use sqlx::PgPool;
 
-use crate::homeserver::{Failure, Homeserver, NewRoom, Refusal, StateEvent};
+use crate::{
+    homeserver::{Failure, Homeserver, NewRoom, Refusal, StateEvent},
+    members::{self, Change, Changed},
+};
 
 /// Rooms kept in memory: about 200 bytes each.
 const CACHED_ROOMS: u64 = 100_000;
 
 /// Marks a room as that of a conversation.
 const MARKER: &str = "com.nova.conversation";
+
+/// The state events of a room, by type and key.
+type RoomState = HashMap<(String, String), StateEvent>;
 
 /// Why there is no room to send to.
 #[derive(Debug, thiserror::Error)]
@@ -89,11 +96,14 @@ impl Rooms {
             let mut conn = self.pool.acquire().await?;
             chat::load_room_mapping(&mut conn, conversation_id).await?
         };
-        match known {
-            Some((room_id, _)) => Ok(Some(room_id)),
-            // A creation whose answer was lost leaves a room that only its alias knows.
-            None => Ok(self.homeserver.resolve_alias(&self.alias(conversation_id)).await?),
+        if let Some((room_id, _)) = known {
+            return Ok(Some(room_id));
         }
+        // A creation whose answer was lost leaves a room that only its alias knows.
+        let alias = self.alias(conversation_id);
+        let Some(room_id) = self.homeserver.resolve_alias(&alias).await? else { return Ok(None) };
+        self.state_of_ours(conversation_id, &alias, &room_id).await?;
+        Ok(Some(room_id))
     }
 
     fn alias(&self, conversation_id: ConversationId) -> String {
@@ -115,7 +125,7 @@ impl Rooms {
         match self.homeserver.create_room(&new).await {
             Ok(room_id) => {
                 metrics::counter!("matrix_room_creation_total", "result" => "created").increment(1);
-                self.save(conversation_id, &room_id, true).await
+                self.save(conversation_id, &room_id, true, &[]).await
             }
             Err(failure @ (Failure::NotSent(_) | Failure::Refused(Refusal { status: 429, .. }))) => {
                 metrics::counter!("matrix_room_creation_total", "result" => "failed").increment(1);
@@ -140,7 +150,21 @@ impl Rooms {
         room_id: RoomId,
         plan: &RoomPlan,
     ) -> Result<RoomId, RoomError> {
-        let state = self.state(&room_id).await?;
+        self.state_of_ours(conversation_id, alias, &room_id).await?;
+        self.save(conversation_id, &room_id, false, &[]).await?;
+        let room_id = self.make_whole(conversation_id, room_id, plan).await?;
+        metrics::counter!("matrix_room_creation_total", "result" => "adopted").increment(1);
+        Ok(room_id)
+    }
+
+    /// The state of a room that stands under our alias, if we created it and it is marked for no other conversation.
+    async fn state_of_ours(
+        &self,
+        conversation_id: ConversationId,
+        alias: &str,
+        room_id: &RoomId,
+    ) -> Result<RoomState, RoomError> {
+        let state = self.state(room_id).await?;
         let ours = state
             .get(&("m.room.create".to_owned(), String::new()))
             .is_some_and(|create| create.sender == self.homeserver.service_user().as_str());
@@ -148,13 +172,13 @@ impl Rooms {
         if !ours || marker.is_some_and(|marked| *marked != json!(conversation_id)) {
             return Err(RoomError::NotOurs(alias.to_owned()));
         }
-        self.save(conversation_id, &room_id, false).await?;
-        let room_id = self.make_whole(conversation_id, room_id, plan).await?;
-        metrics::counter!("matrix_room_creation_total", "result" => "adopted").increment(1);
-        Ok(room_id)
+        Ok(state)
     }
 
     /// Brings a room that is ours to what it should be: marker, settings, members.
+    ///
+    /// A member whom the homeserver will not have in the room keeps nobody from talking: their invitation becomes an
+    /// operation of its own, which ends where such operations end, in sight.
     async fn make_whole(
         &self,
         conversation_id: ConversationId,
@@ -168,19 +192,27 @@ impl Rooms {
                 self.homeserver.set_state(&room_id, event_type, &content).await?;
             }
         }
-        for member in self.members(plan) {
+        let server = self.homeserver.service_user().server();
+        let mut refused = Vec::new();
+        for user_id in &plan.members {
+            let member = MatrixUserId::of(*user_id, server);
             let membership = state
                 .get(&("m.room.member".to_owned(), member.as_str().to_owned()))
                 .and_then(|event| event.content["membership"].as_str());
-            if !matches!(membership, Some("invite" | "join")) {
-                self.homeserver.invite(&room_id, &member).await?;
+            if matches!(membership, Some("invite" | "join")) {
+                continue;
+            }
+            match members::change(&self.homeserver, &room_id, &member, Change::Invite).await {
+                Changed::Done => {}
+                Changed::Refused(..) => refused.push(*user_id),
+                Changed::Failed(failure) => return Err(failure.into()),
             }
         }
-        self.save(conversation_id, &room_id, true).await
+        self.save(conversation_id, &room_id, true, &refused).await
     }
 
     /// The state of a room, by type and key. A room whose creation ended before we were in it is joined first.
-    async fn state(&self, room_id: &RoomId) -> Result<HashMap<(String, String), StateEvent>, Failure> {
+    async fn state(&self, room_id: &RoomId) -> Result<RoomState, Failure> {
         let events = match self.homeserver.state(room_id).await {
             Err(Failure::Refused(Refusal { status: 403, .. })) => {
                 self.homeserver.join(room_id).await?;
@@ -191,9 +223,22 @@ impl Rooms {
         Ok(events.into_iter().map(|event| ((event.r#type.clone(), event.state_key.clone()), event)).collect())
     }
 
-    async fn save(&self, conversation_id: ConversationId, room_id: &RoomId, ready: bool) -> Result<RoomId, RoomError> {
-        let mut conn = self.pool.acquire().await?;
-        Ok(chat::save_room_mapping(&mut conn, conversation_id, room_id, ready).await?)
+    async fn save(
+        &self,
+        conversation_id: ConversationId,
+        room_id: &RoomId,
+        ready: bool,
+        refused: &[UserId],
+    ) -> Result<RoomId, RoomError> {
+        let mut tx = self.pool.begin().await?;
+        for user_id in refused {
+            if let Some(turn) = chat::lock_conversation(&mut tx, conversation_id).await? {
+                chat::enqueue_membership(&mut tx, &turn, *user_id, Kind::Invite).await?;
+            }
+        }
+        let room_id = chat::save_room_mapping(&mut tx, conversation_id, room_id, ready).await?;
+        tx.commit().await?;
+        Ok(room_id)
     }
 
     fn members(&self, plan: &RoomPlan) -> Vec<MatrixUserId> {

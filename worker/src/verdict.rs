@@ -6,8 +6,8 @@
 //! | timeout, cut connection, an answer that makes no sense, 5xx | ambiguous: it may have been accepted |
 //! | 429, `M_LIMIT_EXCEEDED` | rate limited, for as long as the answer says |
 //! | 401 | the account's fault: no operation of it can go |
-//! | 403 | the room's fault: nothing more of its lane can go |
-//! | 400, 413, other 4xx with a Matrix error code | its own fault: it will never be taken |
+//! | 403 `M_FORBIDDEN` | the room's fault: nothing more of its lane can go |
+//! | 400 with a Matrix error code, 413 | its own fault: it will never be taken |
 //! | anything else | unknown: tried again, and counted |
 //!
 //! Only a verdict of "its own fault" or "unknown" burns an operation's attempts.

@@ -53,6 +53,27 @@ pub async fn remove_member(conn: &mut PgConnection, turn: &Turn, user_id: UserId
     Ok(Membership::Changed(enqueue_change(conn, turn, user_id, Kind::Remove).await?))
 }
 
+/// Enqueues a change of membership at the turn's place.
+pub async fn enqueue_membership(
+    conn: &mut PgConnection,
+    turn: &Turn,
+    user_id: UserId,
+    kind: Kind,
+) -> Result<(), sqlx::Error> {
+    let operation = Operation {
+        outbox_id: OutboxId::generate(),
+        lane_id: LaneId::from(turn.conversation_id),
+        kind,
+        subject_id: user_id.as_uuid(),
+        revision: None,
+        target_outbox_id: None,
+        expires_at: None,
+        trace: None,
+    };
+    outbox::enqueue(conn, turn, &operation).await?;
+    Ok(())
+}
+
 /// Enqueues a change of membership, also while Matrix is disabled, if the room exists or something that creates it may
 /// be under way. Without a room there is nothing to change: it will be created with the members of that moment.
 async fn enqueue_change(
@@ -74,16 +95,6 @@ async fn enqueue_change(
     if !may_have_room {
         return Ok(false);
     }
-    let operation = Operation {
-        outbox_id: OutboxId::generate(),
-        lane_id: LaneId::from(turn.conversation_id),
-        kind,
-        subject_id: user_id.as_uuid(),
-        revision: None,
-        target_outbox_id: None,
-        expires_at: None,
-        trace: None,
-    };
-    outbox::enqueue(conn, turn, &operation).await?;
+    enqueue_membership(conn, turn, user_id, kind).await?;
     Ok(true)
 }

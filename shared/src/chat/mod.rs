@@ -16,7 +16,7 @@ mod members;
 mod messages;
 mod rooms;
 
-pub use members::{Membership, add_member, remove_member};
+pub use members::{Membership, add_member, enqueue_membership, remove_member};
 pub use messages::{
     Edited, Message, MessageHead, NewMessage, PageRequest, delete_message, edit_message, find_message, insert_message,
     message, messages,

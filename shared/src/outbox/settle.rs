@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use sqlx::PgConnection;
@@ -76,14 +76,23 @@ impl Outcome {
 /// What is remembered of one attempt, for ever visible to operators.
 #[derive(Debug, Clone, Default)]
 pub struct Attempt {
+    /// When it began; none: just now. A settle may have to wait for its database, so this is not `took` ago.
+    pub began: Option<Instant>,
     /// How long it took.
     pub took: Duration,
-    /// How long ago it began when it is settled is its duration and what the settle waited; this is the wait.
+    /// The homeserver's status, when it answered.
     pub http_status: Option<i32>,
     /// The Matrix error code.
     pub errcode: Option<String>,
     /// What went wrong, for people. Never content, never a token.
     pub detail: Option<String>,
+}
+
+impl Attempt {
+    /// How long ago it began.
+    fn age(&self) -> Duration {
+        self.began.map_or(self.took, |began| began.elapsed().max(self.took))
+    }
 }
 
 /// How one operation ended.
@@ -155,7 +164,7 @@ pub async fn settle(
     settlements: &[Settlement],
 ) -> Result<Settled, sqlx::Error> {
     let mut settled = Settled::default();
-    let (held, now) = lock_lanes(conn, settlements, &mut settled).await?;
+    let (held, now) = lock_lanes(conn, worker_id, settlements, &mut settled).await?;
     if held.is_empty() {
         return Ok(settled);
     }
@@ -182,10 +191,12 @@ pub async fn settle(
     Ok(settled)
 }
 
-/// Locks the lanes that still carry the settlements' epochs. Reads nothing else: what follows must see everything that
+/// Locks the lanes that still carry the settlements' epochs and have not been released since: the answer to a commit may
+/// be lost, and the settle repeated. Reads nothing else: what follows must see everything that
 /// was committed by whoever held these lanes before.
 async fn lock_lanes<'a>(
     conn: &mut PgConnection,
+    worker_id: WorkerId,
     settlements: &'a [Settlement],
     settled: &mut Settled,
 ) -> Result<(Vec<&'a Settlement>, OffsetDateTime), sqlx::Error> {
@@ -199,12 +210,14 @@ async fn lock_lanes<'a>(
         from lanes l
         join unnest($1::uuid[], $2::uuid[], $3::bigint[]) as c (conversation_id, lane_id, epoch)
             on l.conversation_id = c.conversation_id and l.lane_id = c.lane_id and l.epoch = c.epoch
+        where l.owner = $4
         order by l.conversation_id, l.lane_id
         for no key update of l skip locked
         "#,
         &conversations,
         &lane_ids,
         &epochs,
+        worker_id.as_uuid(),
     )
     .fetch_all(&mut *conn)
     .await?;
@@ -219,13 +232,16 @@ async fn lock_lanes<'a>(
     if !missing.is_empty() {
         let current: HashMap<(ConversationId, LaneId), i64> = sqlx::query!(
             r#"
-            select l.conversation_id as "conversation_id: ConversationId", l.lane_id as "lane_id: LaneId", l.epoch
+            select l.conversation_id as "conversation_id: ConversationId", l.lane_id as "lane_id: LaneId",
+                l.epoch
             from lanes l
             join unnest($1::uuid[], $2::uuid[]) as c (conversation_id, lane_id)
                 on l.conversation_id = c.conversation_id and l.lane_id = c.lane_id
+            where l.owner = $3
             "#,
             &conversations,
             &lane_ids,
+            worker_id.as_uuid(),
         )
         .fetch_all(conn)
         .await?
@@ -428,7 +444,7 @@ async fn settle_failure(
             wait(conn, claim, operation, now, *retry_in, None, *own_fault).await?;
         }
         Outcome::Ambiguous { retry_in } => {
-            let began = now - result.attempt.as_ref().map_or(Duration::ZERO, |attempt| attempt.took);
+            let began = now - result.attempt.as_ref().map_or(Duration::ZERO, Attempt::age);
             wait(conn, claim, operation, now, *retry_in, Some(began), false).await?;
         }
         Outcome::RoomFault { reason } => lane.hold = Some(reason.clone()),
@@ -602,7 +618,7 @@ async fn append_attempts(
             let Some(attempt) = &result.attempt else { continue };
             conversations.push(lane.settlement.claim.conversation_id.as_uuid());
             ids.push(result.operation.outbox_id.as_uuid());
-            began.push(now - attempt.took);
+            began.push(now - attempt.age());
             outcomes.push(result.outcome.as_str().to_owned());
             statuses.push(attempt.http_status);
             errcodes.push(attempt.errcode.clone());

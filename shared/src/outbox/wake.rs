@@ -70,6 +70,7 @@ impl WakeListener {
     /// On each connection it sends itself a message first: behind some connection poolers LISTEN succeeds and nothing is
     /// ever heard. Then a warning and the gauge `outbox_listening` = 0 say so, and polling does all the work.
     pub fn start(pool: PgPool, heard: Arc<Notify>, stop: CancellationToken) {
+        metrics::gauge!("outbox_listening").set(0.0);
         tokio::spawn(stop.run_until_cancelled_owned(async move {
             loop {
                 if let Err(error) = listen(&pool, &heard).await {

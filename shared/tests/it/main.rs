@@ -4,3 +4,4 @@ mod conformance;
 mod faults;
 mod ledger;
 mod model;
+mod statements;

@@ -283,6 +283,31 @@ async fn a_room_whose_creation_was_not_answered_is_found_by_its_alias_and_comple
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_member_whom_the_homeserver_refuses_keeps_nobody_from_talking_and_is_shown() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let scene = Scene::new(&home).await;
+    let unwanted = NovaUser::new(&scene.api);
+    fake.on_create_room().stop_after(3).fail(500).once();
+    let localpart = format!("nova-{}", unwanted.user_id.as_uuid().simple());
+    fake.on_invite().body_contains(&localpart).fail(403).errcode("M_FORBIDDEN").always();
+    let _worker = scene.worker().await;
+    let conversation = scene.ada.create_conversation(&[unwanted.user_id, scene.grace.user_id]).await;
+    let message = id(&scene.ada.post(&conversation, "hello").await.expect(201));
+    let message = scene.ada.delivered(&message).await;
+    let grace = format!("@nova-{}:{}", scene.grace.user_id.as_uuid().simple(), home.address.server_name);
+    assert_eq!(fake.membership(room_of(&message), &grace).as_deref(), Some("invite"));
+    let shown = eventually("the refused invitation is shown", || async {
+        let conversation = scene.ada.call("GET", &format!("/conversations/{conversation}"), None).await.expect(200);
+        (conversation["matrix"]["not_invited"] != json!([])).then(|| conversation["matrix"]["not_invited"].clone())
+    })
+    .await;
+    assert_eq!(shown, json!([unwanted.user_id]));
+    let next = id(&scene.ada.post(&conversation, "still here").await.expect(201));
+    scene.ada.delivered(&next).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_room_under_our_alias_that_is_not_ours_is_never_written_to() {
     let fake = FakeHomeserver::start().await;
     let home = Home::of(&fake).await;

@@ -18,6 +18,7 @@ pub(super) struct Clock {
 }
 
 impl Clock {
+    #[expect(clippy::disallowed_methods, reason = "a homeserver has a clock of its own")]
     pub(super) fn now_ms(self) -> u64 {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + self.offset;
         u64::try_from(now.as_millis()).unwrap_or(u64::MAX)

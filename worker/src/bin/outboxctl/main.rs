@@ -62,7 +62,7 @@ struct DoctorArgs {
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Check the options of api and worker, as given by the environment and flags, and report every mistake
+    /// Check the options of api and worker, as the environment gives them, and report every mistake
     Check(Box<CheckArgs>),
 }
 
