@@ -29,8 +29,8 @@ test: ## run every test, on a Postgres and a Synapse of its own; TEST_ARGS go to
 
 bench: ## measure writes, drain, latency and claims beside their limits; BENCH_ARGS: --quick, --only drain
 	cargo build --release $(ALL) --bins
-	cargo bench -p worker --all-features --bench outbox --no-run
-	$(STACK) test --no-synapse --durable -- cargo bench -p worker --all-features --bench outbox -- $(BENCH_ARGS)
+	cargo bench $(ALL) --bench outbox --no-run
+	$(STACK) test --no-synapse --durable -- cargo bench $(ALL) --bench outbox -- $(BENCH_ARGS)
 
 lint: ## check format, lints, offline query data, dependencies and scripts
 	cargo fmt --all --check

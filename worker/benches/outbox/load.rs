@@ -132,9 +132,10 @@ pub(crate) async fn done(database: &Database, from: usize, rows: usize) {
 fn history(from: usize, rows: usize) -> String {
     format!(
         "create temporary table bench_rows as
-            select id, {from} + n as seq, gen_random_uuid() as message_id, gen_random_uuid() as outbox_id
-            from generate_series(1, {rows}) n
-            join bench_lanes l on l.n = 1 + n % (select count(*) from bench_lanes);"
+            select id, {from} + k as seq, gen_random_uuid() as message_id, gen_random_uuid() as outbox_id
+            from generate_series(1, {rows}) k
+            join bench_lanes l on l.n = 1 + k % (select count(*) from bench_lanes)
+            order by k;"
     )
 }
 
