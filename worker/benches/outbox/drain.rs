@@ -34,6 +34,7 @@ struct Drained {
     statements: Option<f64>,
     rows_a_claim: Option<f64>,
     lanes_a_claim: Option<f64>,
+    empty_claims: Option<f64>,
 }
 
 pub(crate) async fn measure(quick: bool) -> Vec<Figure> {
@@ -63,6 +64,7 @@ pub(crate) async fn measure(quick: bool) -> Vec<Figure> {
             "statements an operation",
             "rows a claim",
             "lanes a claim",
+            "empty claims",
         ],
     );
     let mut figures = Vec::new();
@@ -79,6 +81,7 @@ pub(crate) async fn measure(quick: bool) -> Vec<Figure> {
             optional(drained.statements, 3),
             optional(drained.rows_a_claim, 0),
             optional(drained.lanes_a_claim, 0),
+            optional(drained.empty_claims, 2),
         ]);
         figures.push(Figure::new(
             format!("drain, {}", case.name),
@@ -100,10 +103,13 @@ async fn drain(case: &Case) -> Drained {
     database.settle_down().await;
     home.fake.latency(case.latency);
 
+    let before = ceiling(&home, case).await;
+    let sent_before = home.fake.sends();
     let counts = Statements::count(&database.pool).await;
+    let started = Instant::now();
     let worker = home.worker(&database.url).await;
     let operations = case.operations as u64;
-    while home.fake.sends() < operations {
+    while home.fake.sends() - sent_before < operations {
         sleep(Duration::from_millis(5)).await;
     }
     while sqlx::query_scalar::<_, bool>("select exists (select 1 from lanes where open > 0)")
@@ -114,27 +120,34 @@ async fn drain(case: &Case) -> Drained {
         sleep(Duration::from_millis(5)).await;
     }
     let ended = Instant::now();
-    let began = home.arrivals().into_values().min().unwrap();
+    let began = home.arrivals().into_values().filter(|arrived| *arrived >= started).min().unwrap();
     let rate = case.operations as f64 / (ended - began).as_secs_f64();
-    let (mut statements, mut rows_a_claim, mut lanes_a_claim) = (None, None, None);
+    let (mut statements, mut rows_a_claim, mut lanes_a_claim, mut empty_claims) = (None, None, None, None);
     if let Some(counts) = counts {
         statements = Some(counts.like("%").await.calls / case.operations as f64);
-        let of = |counted: crate::statements::Counted| Some(counted.rows / counted.calls);
-        rows_a_claim = of(counts.like(READING).await);
-        lanes_a_claim = of(counts.like(LOCKING).await);
+        let (locked, read) = (counts.like(LOCKING).await, counts.like(READING).await);
+        // A claim that finds no lane ends there.
+        rows_a_claim = Some(read.rows / read.calls);
+        lanes_a_claim = Some(locked.rows / read.calls);
+        empty_claims = Some((locked.calls - read.calls) / locked.calls);
     }
     drop(worker);
 
-    // No lane can go faster than one request after the other, nor all of them faster than all slots at once.
+    // Whatever else the machine does meanwhile: the better of before and after is nearer to the limit.
+    let limit = before.max(ceiling(&home, case).await);
+    database.remove().await;
+    Drained { rate, limit, statements, rows_a_claim, lanes_a_claim, empty_claims }
+}
+
+/// What the homeserver would take in a second. No lane can go faster than one request after the other, nor all of them
+/// faster than all slots at once.
+async fn ceiling(home: &Home, case: &Case) -> f64 {
     let sends = case.operations.min(5_000);
     let all = home.ceiling(SLOTS, sends).await;
-    let limit = if case.mix == Mix::Even {
-        all
-    } else {
-        let one = home.ceiling(1, sends / 10).await;
-        let shortest = (case.operations as f64 / all).max(case.operations as f64 / 2.0 / one);
-        case.operations as f64 / shortest
-    };
-    database.remove().await;
-    Drained { rate, limit, statements, rows_a_claim, lanes_a_claim }
+    if case.mix == Mix::Even {
+        return all;
+    }
+    let one = home.ceiling(1, sends / 10).await;
+    let operations = case.operations as f64;
+    operations / (operations / all).max(operations / 2.0 / one)
 }

@@ -32,6 +32,7 @@ pub(crate) async fn waiting(database: &Database, rows: usize, spread: Spread) {
         }
         Spread::Hot => (LANES, LANES - 1, rows - FRONT * (LANES - 1)),
     };
+    let messages = messages("null");
     run(
         database,
         &format!(
@@ -49,7 +50,7 @@ pub(crate) async fn waiting(database: &Database, rows: usize, spread: Spread) {
                 select id, seq, gen_random_uuid() as message_id, gen_random_uuid() as outbox_id
                 from bench_lanes cross join lateral generate_series(1, size) seq
                 order by seq::float8 / size, n;
-            {MESSAGES}
+            {messages}
             insert into outbox (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, enqueued_at,
                     due_at, attempts, failures)
                 select id, id, seq, outbox_id, 'message', message_id, 1, outbox_now() - interval '1 hour',
@@ -63,6 +64,7 @@ pub(crate) async fn waiting(database: &Database, rows: usize, spread: Spread) {
 
 /// Lanes that somebody holds, with an operation each.
 pub(crate) async fn held(database: &Database, lanes: usize) {
+    let messages = messages("null");
     run(
         database,
         &format!(
@@ -74,7 +76,7 @@ pub(crate) async fn held(database: &Database, lanes: usize) {
                 select id, id, outbox_now(), 1 from bench_rows;
             insert into lanes (conversation_id, lane_id, lane_class, open, frozen_through, hold, epoch)
                 select id, id, 'chat', 1, 0, 'held by hand', 0 from bench_rows;
-            {MESSAGES}
+            {messages}
             insert into outbox (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, enqueued_at,
                     due_at, attempts, failures)
                 select id, id, seq, outbox_id, 'message', message_id, 1, outbox_now(), outbox_now(), 0, 0
@@ -87,11 +89,12 @@ pub(crate) async fn held(database: &Database, lanes: usize) {
 
 /// Dead letters of the lanes that wait, numbered from `from` on.
 pub(crate) async fn dead(database: &Database, from: usize, rows: usize) {
+    let messages = messages("null");
     run(
         database,
         &format!(
             "{}
-            {MESSAGES}
+            {messages}
             insert into dead_letters (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision,
                     enqueued_at, attempts, sender, device, cause, errcode, hint, died_at)
                 select id, id, seq, outbox_id, 'message', message_id, 1, outbox_now(), 8, '@bench:nova.test',
@@ -110,19 +113,18 @@ pub(crate) async fn done(database: &Database, from: usize, rows: usize) {
         database,
         &format!(
             "{}
-            {MESSAGES}
+            {}
             insert into sent_events (conversation_id, outbox_id, event_id, kind, subject_id, revision, room_id,
                     sender, sent_at)
                 select id, outbox_id, '$' || outbox_id, 'message', message_id, 1, '!' || id, '@bench:nova.test',
                     outbox_now()
                 from bench_rows;
-            update messages m set matrix_event_id = '$' || r.outbox_id from bench_rows r
-                where m.conversation_id = r.id and m.message_id = r.message_id;
             insert into attempts (conversation_id, outbox_id, attempted_at, worker_id, outcome, http_status,
                     duration_ms)
                 select id, outbox_id, outbox_now(), id, 'delivered', 200, 5 from bench_rows;
             drop table bench_rows;",
-            history(20_000_000 + from, rows)
+            history(20_000_000 + from, rows),
+            messages("'$' || outbox_id")
         ),
     )
     .await;
@@ -139,12 +141,16 @@ fn history(from: usize, rows: usize) -> String {
     )
 }
 
-/// The messages of the rows, with a text each.
-const MESSAGES: &str = "
-    insert into messages (conversation_id, message_id, seq, author_id, origin, kind, revision, send_outbox_id, created_at)
-        select id, message_id, seq, id, 'nova', 'text', 1, outbox_id, outbox_now() from bench_rows;
-    insert into message_revisions (conversation_id, message_id, revision, body, created_at)
-        select id, message_id, 1, decode(repeat('00', 120), 'hex'), outbox_now() from bench_rows;";
+/// The messages of the rows with a text each, and the event that they became.
+fn messages(event_id: &str) -> String {
+    format!(
+        "insert into messages (conversation_id, message_id, seq, author_id, origin, kind, revision, send_outbox_id,
+                matrix_event_id, created_at)
+            select id, message_id, seq, id, 'nova', 'text', 1, outbox_id, {event_id}, outbox_now() from bench_rows;
+        insert into message_revisions (conversation_id, message_id, revision, body, created_at)
+            select id, message_id, 1, decode(repeat('00', 120), 'hex'), outbox_now() from bench_rows;"
+    )
+}
 
 /// Runs statements on a connection that checks no foreign keys, which these rows keep anyway.
 async fn run(database: &Database, statements: &str) {

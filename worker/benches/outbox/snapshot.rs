@@ -87,7 +87,11 @@ pub(crate) async fn measure(quick: bool) -> Vec<Figure> {
     tasks.spawn(stop.clone().run_until_cancelled_owned(deliver(database.pool.clone(), Arc::clone(&shared))));
 
     let mut table = Table::new(
-        &format!("A snapshot held for {} s, {} operations a second", long.as_secs(), number(f64::from(a_second))),
+        &format!(
+            "A snapshot held for {} s, {} operations a second asked for",
+            long.as_secs(),
+            number(f64::from(a_second))
+        ),
         &[
             "when",
             "pages with bookmark",
