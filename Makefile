@@ -6,7 +6,7 @@ STACK := deploy/local/stack
 export SQLX_OFFLINE := true
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down build test lint deny fmt sqlx clean-local
+.PHONY: help demo up down build test bench lint deny fmt sqlx clean-local
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,11 @@ build: ## build the programs: api, worker, outboxctl
 test: ## run every test, on a Postgres and a Synapse of its own; TEST_ARGS go to cargo test
 	cargo test $(ALL) --no-run
 	$(STACK) test -- cargo test $(ALL) $(TEST_ARGS)
+
+bench: ## measure writes, drain, latency and claims beside their limits; BENCH_ARGS: --quick, --only drain
+	cargo build --release $(ALL) --bins
+	cargo bench $(ALL) --bench outbox --no-run
+	$(STACK) test --no-synapse --durable -- cargo bench $(ALL) --bench outbox -- $(BENCH_ARGS)
 
 lint: ## check format, lints, offline query data, dependencies and scripts
 	cargo fmt --all --check

@@ -27,6 +27,8 @@ FOR_TESTS = {
     "max_connections": "400",
     "shared_buffers": "128MB",
 }
+# For benchmarks: nothing is spared that life asks for.
+FOR_BENCHMARKS = {**DURABLE, "max_connections": "400", "shared_buffers": "512MB", "max_wal_size": "4GB"}
 INSTALL_HINT = (
     f"the server programs of PostgreSQL {OLDEST_VERSION} or newer (initdb, postgres, psql) were not found. Install them "
     '(Debian, Ubuntu: package "postgresql"; Fedora: "postgresql-server"; macOS: "brew install postgresql@17"), '
@@ -151,6 +153,13 @@ class Postgres(Service):
         for path in (self.record.get("elsewhere"), self.record.get("data")):
             if path:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def for_benchmarks() -> dict[str, str]:
+    """With a count of all statements, where the server has that module."""
+    counts = any(programs().parent.glob("lib*/**/pg_stat_statements.*"))
+    preload = {"shared_preload_libraries": "pg_stat_statements"} if counts else {}
+    return {**FOR_BENCHMARKS, **preload}
 
 
 @cache

@@ -42,12 +42,13 @@ def temporary(prefix: str) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def test(command: list[str], *, with_synapse: bool) -> int:
+def test(command: list[str], *, with_synapse: bool, durable: bool) -> int:
     """Runs the command beside a Postgres and a Synapse; returns its exit code."""
     # A test that crashes may leave a server behind, which then is ours to end.
     adopt_orphans()
+    settings = postgres.for_benchmarks() if durable else postgres.FOR_TESTS
     with temporary("matrix-outbox-test-") as directory:
-        database = Postgres(directory / "postgres", postgres.FOR_TESTS, tied=True)
+        database = Postgres(directory / "postgres", settings, tied=True)
         homeserver = Synapse(directory / "synapse", LOCAL / "venv" / "bin" / "python", tied=True) if with_synapse else None
         services = [database] if homeserver is None else [homeserver, database]
         try:

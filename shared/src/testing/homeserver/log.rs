@@ -1,6 +1,7 @@
 //! The log of requests, for tests that ask how often and in what order.
 use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
+use std::time::Instant;
 
 use super::handlers::Ask;
 use super::routes::{Call, Kind};
@@ -13,6 +14,8 @@ const KEPT: usize = 100_000;
 pub struct LoggedRequest {
     /// When it arrived, by the homeserver's clock, in milliseconds since 1970.
     pub at_ms: u64,
+    /// When it had arrived in whole, by this process' own clock: for what is measured.
+    pub arrived: Instant,
     /// The HTTP method.
     pub method: String,
     /// The path as it was sent, percent-encoded, without the query.
@@ -60,6 +63,7 @@ impl Log {
     ) -> Entry {
         let request = LoggedRequest {
             at_ms,
+            arrived: Instant::now(),
             method: method.to_string(),
             path: ask.path.clone(),
             kind,
