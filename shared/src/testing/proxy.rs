@@ -16,6 +16,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 type OnStatement = Box<dyn FnMut(u64) + Send>;
+type OnCommit = Box<dyn FnMut() + Send>;
 
 struct Shared {
     upstream: String,
@@ -23,6 +24,7 @@ struct Shared {
     connections: Mutex<CancellationToken>,
     statements: AtomicU64,
     on_statement: Mutex<Option<OnStatement>>,
+    on_commit: Mutex<Option<OnCommit>>,
 }
 
 /// The proxy. It ends with its value.
@@ -54,6 +56,7 @@ impl PgProxy {
             connections: Mutex::new(CancellationToken::new()),
             statements: AtomicU64::new(0),
             on_statement: Mutex::new(None),
+            on_commit: Mutex::new(None),
         });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared)));
         Self { address, url: url.into(), shared, accepting }
@@ -82,6 +85,11 @@ impl PgProxy {
     pub fn on_statement(&self, call: impl FnMut(u64) + Send + 'static) {
         self.shared.statements.store(0, Ordering::SeqCst);
         *self.shared.on_statement.lock().unwrap() = Some(Box::new(call));
+    }
+
+    /// Calls back before each COMMIT that clients send from now on is passed on, which it is whatever the call does.
+    pub fn on_commit(&self, call: impl FnMut() + Send + 'static) {
+        *self.shared.on_commit.lock().unwrap() = Some(Box::new(call));
     }
 
     /// How many statements passed since the last [`PgProxy::on_statement`].
@@ -139,6 +147,12 @@ async fn pass_requests(mut client: OwnedReadHalf, mut server: OwnedWriteHalf, sh
     loop {
         let Ok(kind) = client.read_u8().await else { return };
         let Some(message) = read_message(&mut client, Some(kind)).await else { return };
+        if kind == b'Q' && message.get(5..11).is_some_and(|text| text.eq_ignore_ascii_case(b"commit")) {
+            let mut call = shared.on_commit.lock().unwrap();
+            if let Some(call) = call.as_mut() {
+                call();
+            }
+        }
         if matches!(kind, b'S' | b'Q') {
             let mut call = shared.on_statement.lock().unwrap();
             let number = shared.statements.fetch_add(1, Ordering::SeqCst) + 1;
