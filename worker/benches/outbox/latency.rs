@@ -29,7 +29,7 @@ const CONVERSATIONS: usize = 100;
 const RATE: f64 = 20.0;
 
 pub(crate) async fn measure(quick: bool) -> Vec<Figure> {
-    let posts = (RATE * if quick { 2.0 } else { 15.0 }) as usize;
+    let posts = (RATE * if quick { 1.0 } else { 15.0 }) as usize;
     let home = Home::start().await;
     let database = Database::create(4).await;
     let chat = Chat::create(&database.pool, CONVERSATIONS).await;

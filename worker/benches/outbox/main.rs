@@ -78,7 +78,7 @@ async fn main() {
     }
     let mut summary = Table::new("Summary", &["what", "measured", "limit beside it", "ratio", "goal"]);
     for figure in figures {
-        summary.row(figure.cells());
+        summary.row(figure.cells(options.quick));
     }
     summary.print();
 }

@@ -70,7 +70,7 @@ struct Sample {
 
 pub(crate) async fn measure(quick: bool) -> Vec<Figure> {
     let seconds = |full: u64, small: u64| Duration::from_secs(if quick { small } else { full });
-    let (before, long, after) = (seconds(10, 2), seconds(60, 5), seconds(10, 2));
+    let (before, long, after) = (seconds(10, 1), seconds(60, 4), seconds(10, 1));
     let every = long / 6;
     let a_second = if quick { 300 } else { 1_000 };
 
