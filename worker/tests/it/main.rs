@@ -5,6 +5,7 @@ mod configuration;
 mod delivery;
 mod fairness;
 mod members;
+mod operators;
 mod order;
 mod private_postgres;
 mod revisions;
