@@ -139,6 +139,7 @@ async fn deliver_until(
         breaker: Arc::clone(&breaker),
         http_timeout: config.http_timeout,
         backoff: config.backoff,
+        lookup_delay: config.lookup_delay,
     });
     let identity = Identity { worker_id, sender: matrix.service_user.to_string(), device };
     let (batches, receiver) = mpsc::channel(config.slots);

@@ -102,6 +102,9 @@ pub struct ClaimedOperation {
     pub revision: Option<i32>,
     /// How to end it.
     pub mode: Mode,
+    /// Its earlier attempt was another account's or device's, or had no device: the homeserver does not know a repetition
+    /// by us for one.
+    pub foreign: bool,
     /// Attempts that failed by its own fault.
     pub attempts: i32,
     /// Attempts in a row that failed for any reason but a rate limit.
@@ -158,8 +161,10 @@ pub struct MaybeSent {
     pub device: String,
     /// When it may first have arrived.
     pub at: OffsetDateTime,
-    /// True when that is longer ago than the homeserver remembers.
+    /// True when that is longer ago than the homeserver remembers, or `foreign`.
     pub forgotten: bool,
+    /// True when it was another account's or device's, or had no device.
+    pub foreign: bool,
 }
 
 impl ClaimedOperation {
@@ -421,13 +426,11 @@ impl DueRow {
         let fixed = self.sender.zip(self.device).filter(|_| self.maybe_sent_at.is_some());
         let (sender, device) = fixed.unwrap_or_else(|| (request.sender.clone(), request.device.clone()));
         // The homeserver remembers for a time, and for the device that sent it only.
-        let forgotten = |since: OffsetDateTime, sender: &str, device: &str| {
-            device.is_empty()
-                || sender != request.sender
-                || device != request.device
-                || now - since > request.dedupe_window
-        };
-        let old = self.maybe_sent_at.is_some_and(|since| forgotten(since, &sender, &device));
+        let is_foreign =
+            |sender: &str, device: &str| device.is_empty() || sender != request.sender || device != request.device;
+        let is_old = |since: OffsetDateTime| now - since > request.dedupe_window;
+        let foreign = self.maybe_sent_at.is_some() && is_foreign(&sender, &device);
+        let old = foreign || self.maybe_sent_at.is_some_and(is_old);
         let mode = match self.known_event_id {
             Some(event_id) => Mode::Known(event_id),
             None if kind.carries_text() && self.deleted => Mode::Close { look_up: old },
@@ -442,8 +445,9 @@ impl DueRow {
                 (Some(sender), Some(device), Some(at)) => {
                     let kind = self.target_kind.as_deref().and_then(Kind::parse).unwrap_or(Kind::Message);
                     let revision = self.target_revision;
-                    let forgotten = forgotten(at, &sender, &device);
-                    Some(MaybeSent { kind, revision, sender, device, at, forgotten })
+                    let foreign = is_foreign(&sender, &device);
+                    let forgotten = foreign || is_old(at);
+                    Some(MaybeSent { kind, revision, sender, device, at, forgotten, foreign })
                 }
                 _ => None,
             },
@@ -455,6 +459,7 @@ impl DueRow {
             subject_id: self.subject_id,
             revision: self.revision,
             mode,
+            foreign,
             attempts: self.attempts,
             failures: self.failures,
             suspected_for: self.first_failed_at.and_then(age),

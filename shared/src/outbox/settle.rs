@@ -561,7 +561,12 @@ async fn bury(
         with gone as (
             delete from outbox
             where conversation_id = $1 and lane_id = $2
-                and (seq = $3 or ($4 and kind = 'edit' and subject_id = $5))
+                and seq = any (array(
+                    select seq from outbox
+                    where conversation_id = $1 and subject_id = $5 and kind = 'edit' and $4
+                    union all
+                    select $3
+                ))
             returning *
         )
         insert into dead_letters (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision,
