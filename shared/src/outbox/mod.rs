@@ -76,7 +76,7 @@ pub use pause::{
     COUNTED_LANES, GoingOn, hold, lanes_due, pause, pause_lanes, resume, resume_held, resume_lanes, unpause,
 };
 pub use revise::{Deletion, delete, edit};
-pub use settle::{Attempt, OperationResult, Outcome, Settled, Settlement, settle};
+pub use settle::{Attempt, Blame, OperationResult, Outcome, Settled, Settlement, settle};
 pub use show::{Death, Found, MessageFacts, Place, Shown, Withdrawal, find, message_facts, show};
 pub use view::{AttemptView, Delivery, Explanation, explain};
 pub use wake::{CHANNEL, Wake, WakeListener, wake_now};

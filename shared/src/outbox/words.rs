@@ -21,7 +21,6 @@ pub fn hint<'a>(cause: &str, errcode: Option<&str>, kind: &str, noted: &'a str) 
     let invites = kind == Kind::Invite.as_str();
     match (cause, errcode) {
         ("parent_dead", _) => PARENT_DEAD_HINT,
-        ("gave_up", _) => "read what failed last, mend that, then requeue it",
         (_, Some("M_TOO_LARGE")) => {
             "have the message shortened: an edit changes what is sent; then requeue it, or discard it"
         }
@@ -32,7 +31,6 @@ pub fn hint<'a>(cause: &str, errcode: Option<&str>, kind: &str, noted: &'a str) 
             "lift the user's ban from the room or give the service account the power to invite, then requeue it; or \
              remove the member"
         }
-        (_, Some("M_FORBIDDEN")) => "give the service account the power to send to the room, then requeue it",
         (_, Some("M_NOT_FOUND")) if invites => "create the user's account on the homeserver, then requeue it",
         (_, Some("M_NOT_FOUND" | "M_UNRECOGNIZED")) => {
             "look whether MATRIX_HOMESERVER_URL, or a proxy before it, leads to the homeserver, then requeue it"

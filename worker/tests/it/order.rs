@@ -235,8 +235,7 @@ fn trouble(fake: &FakeHomeserver, seed: u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn half_of_all_work_in_one_conversation_arrives_in_order_and_once_whatever_fails() {
-    // The whole of it with `ORDER_OPERATIONS=4000`.
-    let operations = variable("ORDER_OPERATIONS", 600);
+    let operations = variable("ORDER_OPERATIONS", 4_000);
     let seed = u64::try_from(variable("ORDER_SEED", 20)).unwrap();
     let fake = FakeHomeserver::start().await;
     let home = Home::of(&fake).await;

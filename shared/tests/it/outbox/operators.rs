@@ -300,6 +300,28 @@ async fn only_what_matches_comes_back_and_what_cannot_says_why() {
 }
 
 #[tokio::test]
+async fn no_more_come_back_at_once_than_a_second_allows_and_those_are_the_first() {
+    let lane = World::with_lane().await;
+    sqlx::query(
+        "insert into dead_letters (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, enqueued_at,
+             attempts, cause, hint, died_at)
+         select $1, $1, n, gen_random_uuid(), 'message', gen_random_uuid(), 1, outbox_now(), 1, 'own_fault', '',
+             outbox_now()
+         from generate_series(1, 5003) n",
+    )
+    .bind(lane.id.as_uuid())
+    .execute(&lane.world.pool)
+    .await
+    .unwrap();
+    let began = std::time::Instant::now();
+    let done = lane.requeue_selected(ALL).await;
+    println!("5,000 dead letters came back in {:?}", began.elapsed());
+    assert_eq!((done.back.len(), done.lanes[0].back), (5_000, 5_000));
+    assert!(done.back.iter().map(|letter| letter.seq).eq(1..=5_000));
+    assert_eq!(lane.number("select count(*) from dead_letters where conversation_id = $1").await, 3);
+}
+
+#[tokio::test]
 async fn a_requeue_into_a_paused_lane_waits_and_its_preview_says_for_what() {
     let lane = World::with_lane().await;
     let worker = Worker::new();
