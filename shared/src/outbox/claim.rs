@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Kind, LaneClass, park};
+use super::{Kind, LaneClass, pause};
 use crate::{
     ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId, UserId, WorkerId},
     seal::Place,
@@ -198,7 +198,7 @@ pub async fn oldest_due(
 
 /// Claims lanes of a class that are due. Call it in a transaction of its own and commit at once.
 pub async fn claim(conn: &mut PgConnection, request: &ClaimRequest) -> Result<Claim, sqlx::Error> {
-    if park::is_paused(conn, request.class).await? {
+    if pause::is_paused(conn, request.class).await? {
         return Ok(Claim { batches: Vec::new(), lanes: 0, taken_over: 0 });
     }
     // Locks and reads nothing else: what follows sees every transaction that held one of these lanes.
@@ -266,7 +266,8 @@ pub async fn claim(conn: &mut PgConnection, request: &ClaimRequest) -> Result<Cl
             claimed_at = case when c.handed_through is not null then $6::timestamptz end,
             frozen_through = greatest(l.frozen_through, c.handed_through),
             due_at = case when c.handed_through is not null then l.due_at
-                else outbox_due(l.conversation_id, l.lane_id, $6::timestamptz + interval '1 second') end
+                else outbox_due(l.conversation_id, l.lane_id, $6::timestamptz + interval '1 second', l.hold,
+                    l.paused_until) end
         from unnest($1::uuid[], $2::uuid[], $3::bigint[]) as c (conversation_id, lane_id, handed_through)
         where l.conversation_id = c.conversation_id and l.lane_id = c.lane_id
         "#,

@@ -713,8 +713,7 @@ async fn release(
             leased_until = null,
             claimed_at = null,
             hold = coalesce(c.hold, l.hold),
-            due_at = case when coalesce(c.hold, l.hold) is null
-                then outbox_due(l.conversation_id, l.lane_id, $7) end,
+            due_at = outbox_due(l.conversation_id, l.lane_id, $7, coalesce(c.hold, l.hold), l.paused_until),
             frozen_through = least(l.frozen_through, greatest(c.sent_through, coalesce((
                 select max(o.seq) from outbox o
                 where o.conversation_id = l.conversation_id and o.lane_id = l.lane_id

@@ -6,6 +6,7 @@ mod configuration;
 mod delivery;
 mod fairness;
 mod members;
+mod operators;
 mod order;
 mod outage;
 mod private_postgres;
