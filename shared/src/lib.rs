@@ -7,6 +7,7 @@
 pub mod chat;
 pub mod config;
 pub mod database;
+pub mod failpoint;
 pub mod idempotency;
 pub mod ids;
 pub mod outbox;

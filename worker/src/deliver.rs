@@ -10,6 +10,7 @@ use std::{
 };
 
 use shared::{
+    failpoint::{Point, reach},
     ids::{ConversationId, EventId, MatrixUserId, MessageId, OutboxId, RoomId, UserId},
     outbox::{Attempt, ClaimedOperation, Evidence, Kind, MaybeSent, Mode, Outcome},
     seal::KeyRing,
@@ -110,6 +111,7 @@ impl Deliverer {
     /// Sends a batch, as far as it goes.
     pub(crate) async fn deliver(&self, mut batch: Batch) {
         let Some(claimed) = batch.take() else { return };
+        reach(Point::BatchTaken);
         let class = claimed.claim.class.as_str();
         let mut sending = Sending {
             conversation_id: claimed.claim.conversation_id,
@@ -212,6 +214,7 @@ impl Deliverer {
         }
         let may_ask = sending.may_ask(self.http_timeout);
         let room_id = self.rooms.ensure(sending.conversation_id, operation.seq, &may_ask).await?;
+        reach(Point::RoomEnsured);
         let delivered = |event_id: EventId, room_id: RoomId| Outcome::Delivered { event_id, room_id };
         match &operation.mode {
             Mode::Known(event_id) => return Ok(Ended::untried(delivered(event_id.clone(), room_id))),
@@ -231,7 +234,10 @@ impl Deliverer {
                 metrics::counter!("outbox_lookups_total").increment(1);
                 let (outbox_id, sender) = (operation.outbox_id, &operation.sender);
                 let found = lookup::find(&self.homeserver, &room_id, outbox_id, sender, operation.maybe_sent_at);
-                if let Some(event_id) = found.await.map_err(Stop::Before)? {
+                reach(Point::LookUpBegins);
+                let found = found.await.map_err(Stop::Before)?;
+                reach(Point::LookUpEnded);
+                if let Some(event_id) = found {
                     return Ok(Ended::well(delivered(event_id, room_id)));
                 }
             }
@@ -286,8 +292,10 @@ impl Deliverer {
         if !sending.permission.covers(self.http_timeout) {
             return Err(Stop::Late);
         }
+        reach(Point::RedactBegins);
         let began = Instant::now();
         let answer = self.homeserver.redact(&room_id, &event_id, operation.outbox_id, &content).await;
+        reach(Point::RedactAnswered);
         let ended = match self.timed(began, answer) {
             Ok(event_id) => Ended::well(Outcome::Delivered { event_id, room_id }),
             Err(failure) => self.failed(operation, &failure, |outcome| outcome),
@@ -319,7 +327,10 @@ impl Deliverer {
         }
         let void = prepare::void(outbox_id).map_err(|error| Stop::Ours(error.to_string()))?;
         metrics::counter!("outbox_voids_total").increment(1);
-        Ok(Some(self.put(sending, room_id, outbox_id, &void).await?))
+        reach(Point::CloseBegins);
+        let event_id = self.put(sending, room_id, outbox_id, &void).await?;
+        reach(Point::CloseEnded);
+        Ok(Some(event_id))
     }
 
     async fn change_membership(&self, sending: &Sending, operation: &ClaimedOperation) -> Result<Ended, Stop> {
@@ -379,8 +390,10 @@ impl Deliverer {
         if !sending.permission.covers(self.http_timeout) {
             return Err(Stop::Late);
         }
+        reach(Point::PutBegins);
         let began = Instant::now();
         let answer = self.homeserver.send(room_id, prepared.event_type, outbox_id, &prepared.content).await;
+        reach(Point::PutAnswered);
         self.timed(began, answer).map_err(Stop::Itself)
     }
 

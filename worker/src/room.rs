@@ -10,6 +10,7 @@ use moka::future::Cache;
 use serde_json::{Value, json};
 use shared::{
     chat::{self, RoomPlan},
+    failpoint::{Point, reach},
     ids::{ConversationId, MatrixUserId, RoomId, UserId},
     outbox::Kind,
 };
@@ -143,6 +144,7 @@ impl Rooms {
         if let Some(room_id) = self.homeserver.resolve_alias(&alias).await? {
             return self.adopt(conversation_id, &alias, room_id, plan, may_ask).await;
         }
+        reach(Point::RoomSought);
         // Creations are the heaviest thing to ask for: a few at once, so that each is answered in time.
         let turn = self.creating.acquire().await.map_err(|_| RoomError::Late)?;
         if !may_ask() {
@@ -158,8 +160,10 @@ impl Rooms {
         drop(turn);
         match created {
             Ok(room_id) => {
+                reach(Point::RoomCreated);
                 metrics::counter!("matrix_room_creation_total", "result" => "created").increment(1);
                 let room_id = self.save(conversation_id, &room_id, false, &[]).await?;
+                reach(Point::RoomNoted);
                 self.make_whole(conversation_id, room_id, plan, may_ask).await
             }
             Err(failure @ (Failure::NotSent(_) | Failure::Refused(Refusal { status: 429, .. }))) => {
@@ -223,6 +227,7 @@ impl Rooms {
         may_ask: &(dyn Fn() -> bool + Send + Sync),
     ) -> Result<RoomId, RoomError> {
         let state = self.state(&room_id).await?;
+        reach(Point::RoomRead);
         for (event_type, content) in settings(conversation_id) {
             let current = state.get(&(event_type.to_owned(), String::new())).map(|event| &event.content);
             if current != Some(&content) {
@@ -230,6 +235,7 @@ impl Rooms {
                     return Err(RoomError::Late);
                 }
                 self.homeserver.set_state(&room_id, event_type, &content).await?;
+                reach(Point::RoomSet);
             }
         }
         let server = self.homeserver.service_user().server();
@@ -246,13 +252,15 @@ impl Rooms {
                 continue;
             }
             match members::change(&self.homeserver, &room_id, &member, change, may_ask).await {
-                Changed::Done => {}
+                Changed::Done => reach(Point::RoomInvited),
                 Changed::Late => return Err(RoomError::Late),
                 Changed::Refused(..) if change == Change::Invite => refused.push(user_id),
                 Changed::Refused(_, failure) | Changed::Failed(failure) => return Err(failure.into()),
             }
         }
-        self.save(conversation_id, &room_id, true, &refused).await
+        let room_id = self.save(conversation_id, &room_id, true, &refused).await?;
+        reach(Point::RoomWhole);
+        Ok(room_id)
     }
 
     /// The state of a room, by type and key. A room whose creation ended before we were in it is joined first.
@@ -287,6 +295,7 @@ impl Rooms {
             }
         }
         let room_id = chat::save_room_mapping(&mut tx, conversation_id, room_id, ready).await?;
+        reach(Point::RoomSaving);
         tx.commit().await?;
         Ok(room_id)
     }
