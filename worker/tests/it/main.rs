@@ -3,10 +3,10 @@
 
 mod configuration;
 mod delivery;
+mod drill;
 mod fairness;
 mod members;
 mod order;
-mod private_postgres;
 mod revisions;
 mod scene;
 mod takeover;
