@@ -4,6 +4,7 @@
 mod configuration;
 mod delivery;
 mod drill;
+mod failpoints;
 mod fairness;
 mod members;
 mod order;
