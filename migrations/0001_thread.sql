@@ -101,6 +101,7 @@ comment on column message_revisions.created_at is 'When this revision was writte
 create table matrix_room_mappings (
     conversation_id uuid not null,
     matrix_room_id text not null,
+    predecessor_room_id text,
     created_at timestamptz not null,
     ready_at timestamptz,
     constraint matrix_room_mappings_pkey primary key (conversation_id),
@@ -111,7 +112,8 @@ create table matrix_room_mappings (
 comment on table matrix_room_mappings is 'The Matrix room of a conversation.';
 comment on column matrix_room_mappings.conversation_id is 'The conversation.';
 comment on column matrix_room_mappings.matrix_room_id is 'The room. Opaque: since room version 12 it names no server.';
-comment on column matrix_room_mappings.created_at is 'When the mapping was written.';
+comment on column matrix_room_mappings.predecessor_room_id is 'The room that this one replaced: what may have been sent before that is looked for there.';
+comment on column matrix_room_mappings.created_at is 'When the mapping was written, or the room last replaced.';
 comment on column matrix_room_mappings.ready_at is 'When the room was found whole: marked as ours, with its settings and members. Nothing is sent before.';
 
 create table lanes (
@@ -164,6 +166,7 @@ create table outbox (
     attempts integer not null,
     failures integer not null,
     first_failed_at timestamptz,
+    last_failed_at timestamptz,
     maybe_sent_at timestamptz,
     sender text,
     device text,
@@ -191,8 +194,9 @@ comment on column outbox.enqueued_at is 'When it was written.';
 comment on column outbox.due_at is 'When it may be tried next.';
 comment on column outbox.expires_at is 'When it is no longer worth sending.';
 comment on column outbox.attempts is 'How many attempts failed by its own fault.';
-comment on column outbox.failures is 'How many attempts in a row failed, for whatever reason: what the next wait grows with.';
+comment on column outbox.failures is 'How many attempts in a row failed, rate limits apart: what the next wait grows with.';
 comment on column outbox.first_failed_at is 'When an attempt first failed for a reason that may be its own: the start of its time budget.';
+comment on column outbox.last_failed_at is 'When an attempt last failed: whatever was delivered since shows that the homeserver is well.';
 comment on column outbox.maybe_sent_at is 'The earliest attempt whose end is unknown: it may stand in the room since.';
 comment on column outbox.sender is 'The Matrix user who sends it; fixed at the first claim.';
 comment on column outbox.device is 'The device whose transaction ids the homeserver remembers; fixed at the first claim.';

@@ -40,7 +40,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::verdict;
+use crate::{
+    breaker::Breaker,
+    verdict::{self, History},
+};
 
 /// After this many claims that found nothing new below it, or this long, a claim scans from the oldest entry again.
 const FULL_SCAN_EVERY: Duration = Duration::from_secs(1);
@@ -125,6 +128,7 @@ impl Underway {
 #[derive(Debug, Clone)]
 pub(crate) struct Permission {
     lease: Lease,
+    breaker: Arc<Breaker>,
     draining: CancellationToken,
     broken_off: CancellationToken,
 }
@@ -137,9 +141,10 @@ impl Permission {
         boot_time() + longest < ends
     }
 
-    /// Whether the next operation of the batch may be begun: the lease covers a request, and the process is not stopping.
+    /// Whether the next operation of the batch may be begun: the lease covers a request, the homeserver is there, and the
+    /// process is not stopping.
     pub(crate) fn next(&self, longest: Duration) -> bool {
-        !self.draining.is_cancelled() && self.covers(longest)
+        !self.draining.is_cancelled() && self.breaker.lets_go_on() && self.covers(longest)
     }
 
     /// Ends when even what is under way has to be given up, since the process stops.
@@ -158,6 +163,7 @@ pub(crate) struct Batch {
     results: Vec<OperationResult>,
     current: Option<(ClaimedOperation, Instant)>,
     lease: Lease,
+    breaker: Arc<Breaker>,
     draining: CancellationToken,
     broken_off: CancellationToken,
     finished: mpsc::UnboundedSender<Settlement>,
@@ -177,7 +183,12 @@ impl Batch {
 
     /// What tells whether a request may still be started, and when to break off.
     pub(crate) fn permission(&self) -> Permission {
-        Permission { lease: self.lease.clone(), draining: self.draining.clone(), broken_off: self.broken_off.clone() }
+        Permission {
+            lease: self.lease.clone(),
+            breaker: Arc::clone(&self.breaker),
+            draining: self.draining.clone(),
+            broken_off: self.broken_off.clone(),
+        }
     }
 
     /// Says that the operation begun last was not tried after all.
@@ -199,9 +210,9 @@ impl Batch {
 impl Drop for Batch {
     fn drop(&mut self) {
         if self.current.is_some() {
-            // A panic, or a timeout around the handler: nobody knows how far the request got.
-            let (_, failures) = self.current.as_ref().map_or((0, 0), |(op, _)| (op.attempts, op.failures));
-            let outcome = Outcome::Ambiguous { retry_in: verdict::backoff(self.backoff, failures, 0.5) };
+            // A panic, a timeout around the handler, or the end of the process: nobody knows how far the request got.
+            let history = self.current.as_ref().map(|(operation, _)| History::of(operation)).unwrap_or_default();
+            let outcome = verdict::broken_off(self.broken_off.is_cancelled(), self.backoff, &history);
             let attempt = Attempt { detail: Some("the attempt was broken off".to_owned()), ..Attempt::default() };
             metrics::counter!("outbox_attempts_broken_off_total").increment(1);
             self.end(outcome, Some(attempt), Vec::new());
@@ -253,6 +264,7 @@ pub(crate) struct Coordinator {
     config: DeliveryConfig,
     identity: Identity,
     pace: Arc<Pace>,
+    breaker: Arc<Breaker>,
     underway: Underway,
     look: Arc<Notify>,
     idle: Notify,
@@ -268,6 +280,7 @@ impl Coordinator {
         config: DeliveryConfig,
         identity: Identity,
         pace: Arc<Pace>,
+        breaker: Arc<Breaker>,
         look: Arc<Notify>,
         stop: CancellationToken,
     ) -> Self {
@@ -276,6 +289,7 @@ impl Coordinator {
             config,
             identity,
             pace,
+            breaker,
             underway: Underway::default(),
             look,
             idle: Notify::new(),
@@ -323,7 +337,8 @@ impl Coordinator {
         let (all, of_class) = self.underway.count(class);
         let reserved_for_others = self.config.slots / RESERVED_PART;
         let of_class_at_most = (self.config.slots - reserved_for_others).max(1);
-        self.config.slots.saturating_sub(all).min(of_class_at_most.saturating_sub(of_class))
+        let allowed = self.config.slots.min(self.breaker.allowance());
+        allowed.saturating_sub(all).min(of_class_at_most.saturating_sub(of_class))
     }
 
     async fn claim_loop(&self, batches: &mpsc::Sender<Batch>, finished: &mpsc::UnboundedSender<Settlement>) {
@@ -404,6 +419,7 @@ impl Coordinator {
                     results: Vec::new(),
                     current: None,
                     lease,
+                    breaker: Arc::clone(&self.breaker),
                     draining: self.draining.clone(),
                     broken_off: self.broken_off.clone(),
                     finished: finished.clone(),

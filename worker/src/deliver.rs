@@ -12,21 +12,22 @@ use std::{
 use shared::{
     failpoint::{Point, reach},
     ids::{ConversationId, EventId, MatrixUserId, MessageId, OutboxId, RoomId, UserId},
-    outbox::{Attempt, ClaimedOperation, Evidence, Kind, MaybeSent, Mode, Outcome},
+    outbox::{Attempt, Blame, ClaimedOperation, Evidence, Kind, MaybeSent, Mode, Outcome},
     seal::KeyRing,
 };
 
 use crate::{
+    breaker::Breaker,
     coordinator::{Batch, Pace, Permission},
     homeserver::{Failure, Homeserver},
     lookup,
     members::{self, Change, Changed},
     prepare::{self, Prepared, Said},
-    room::{RoomError, Rooms},
-    verdict::{self, Verdict},
+    room::{RoomError, RoomStep, Rooms},
+    verdict::{self, History, Verdict},
 };
 
-/// After this many failures in a row a room that is not open to us is the room's fault, no longer its creation's delay.
+/// After this many failures in a row a room that is not open to us never will be: another is made, if the alias is ours.
 const ROOM_PATIENCE: i32 = 8;
 
 /// How long a request may still be on its way after its sender gave it up, where nothing closes its transaction.
@@ -39,26 +40,30 @@ pub(crate) struct Deliverer {
     pub(crate) homeserver: Homeserver,
     pub(crate) rooms: Rooms,
     pub(crate) pace: Arc<Pace>,
+    pub(crate) breaker: Arc<Breaker>,
     /// The longest that one request may take.
     pub(crate) http_timeout: Duration,
     /// The first wait after a failure.
     pub(crate) backoff: Duration,
 }
 
-/// How a step ended, before it is written into the batch.
+/// How an operation ended, before it is written into the batch.
 struct Ended {
     outcome: Outcome,
     attempt: Option<Attempt>,
-    found: Vec<Evidence>,
 }
 
 impl Ended {
     fn well(outcome: Outcome) -> Self {
-        Self { outcome, attempt: Some(Attempt::default()), found: Vec::new() }
+        Self { outcome, attempt: Some(Attempt::default()) }
     }
 
     fn untried(outcome: Outcome) -> Self {
-        Self { outcome, attempt: None, found: Vec::new() }
+        Self { outcome, attempt: None }
+    }
+
+    fn after(outcome: Outcome, detail: String) -> Self {
+        Self { outcome, attempt: Some(Attempt { detail: Some(detail), ..Attempt::default() }) }
     }
 }
 
@@ -76,6 +81,8 @@ enum Stop {
     NotYet(String),
     /// The room is not one to send to.
     Room(String),
+    /// Its message stands in a room that the conversation has left, and that takes nothing more.
+    Left(Failure),
     /// Something of ours is away or wrong; tried again without blame.
     Ours(String),
 }
@@ -87,7 +94,7 @@ impl From<RoomError> for Stop {
             RoomError::Database(error) => Self::Ours(format!("database: {error}")),
             RoomError::Late => Self::Late,
             RoomError::NotYet => Self::NotYet(error.to_string()),
-            RoomError::NotOurs(_) | RoomError::Gone => Self::Room(error.to_string()),
+            RoomError::NotOurs(_) | RoomError::Shut(_) | RoomError::Gone => Self::Room(error.to_string()),
         }
     }
 }
@@ -131,8 +138,9 @@ impl Deliverer {
             }
             let began = Instant::now();
             batch.begin(operation.clone());
+            let mut found = Vec::new();
             let ended = tokio::select! {
-                ended = self.settle_one(&sending, &operation) => ended,
+                ended = self.attempt(&sending, &operation, &mut found) => ended,
                 // The batch says of what is under way that nobody knows how it ends.
                 () = sending.permission.broken_off() => return,
             };
@@ -142,53 +150,57 @@ impl Deliverer {
             };
             report(sending.conversation_id, &operation, class, &ended, began.elapsed());
             if let Outcome::Delivered { event_id, .. } = &ended.outcome {
+                self.breaker.delivered();
                 sending.events.insert(operation.outbox_id, event_id.clone());
             }
-            if !batch.end(ended.outcome, ended.attempt, ended.found) {
+            if !batch.end(ended.outcome, ended.attempt, found) {
                 return;
             }
         }
     }
 
-    /// None when it was not tried after all.
-    async fn settle_one(&self, sending: &Sending, operation: &ClaimedOperation) -> Option<Ended> {
-        match self.try_one(sending, operation).await {
+    /// None when it was not tried after all. What is learnt of other operations on the way goes into `found`.
+    async fn attempt(
+        &self,
+        sending: &Sending,
+        operation: &ClaimedOperation,
+        found: &mut Vec<Evidence>,
+    ) -> Option<Ended> {
+        match self.carry_out(sending, operation, found).await {
             Ok(ended) => Some(ended),
             Err(stop) => self.stopped(operation, stop),
         }
     }
 
     fn stopped(&self, operation: &ClaimedOperation, stop: Stop) -> Option<Ended> {
-        let attempt = |detail: String| Some(Attempt { detail: Some(detail), ..Attempt::default() });
+        let retry_in = verdict::backoff(self.backoff, operation.failures, rand::random());
         let ended = match stop {
             Stop::Late => return None,
             Stop::Itself(failure) => self.failed(operation, &failure, |outcome| outcome),
             Stop::Before(failure) => self.failed(operation, &failure, |outcome| match outcome {
                 // It did not leave, so nothing is doubtful about it; and what the room does not take is the room's.
-                Outcome::Ambiguous { retry_in } | Outcome::Refused { retry_in, .. } => {
-                    Outcome::Refused { retry_in, own_fault: false }
+                Outcome::Ambiguous { retry_in, .. }
+                | Outcome::Refused { retry_in, blame: Blame::Suspect | Blame::Own } => {
+                    Outcome::Refused { retry_in, blame: Blame::Passing }
                 }
-                Outcome::OwnFault { hint } => Outcome::RoomFault { reason: hint.to_owned() },
+                Outcome::OwnFault { hint } | Outcome::GaveUp { hint } => Outcome::RoomFault { reason: hint.to_owned() },
                 outcome => outcome,
             }),
-            Stop::NotYet(reason) if operation.failures >= ROOM_PATIENCE => {
-                let outcome = Outcome::RoomFault { reason: reason.clone() };
-                Ended { outcome, attempt: attempt(reason), found: Vec::new() }
-            }
+            Stop::Left(failure) => self.failed(operation, &failure, |_| Outcome::OwnFault {
+                hint: "the room of its message was replaced and takes nothing more: discard it, or post the text anew",
+            }),
             Stop::Travelling(rest) => {
                 let retry_in = rest.try_into().unwrap_or(self.backoff);
-                let outcome = Outcome::Refused { retry_in, own_fault: false };
-                Ended { outcome, attempt: attempt("not found, but perhaps on its way".to_owned()), found: Vec::new() }
+                let outcome = Outcome::Refused { retry_in, blame: Blame::Nobody };
+                Ended::after(outcome, "not found, but perhaps on its way".to_owned())
             }
-            Stop::Room(reason) => {
-                let outcome = Outcome::RoomFault { reason: reason.clone() };
-                Ended { outcome, attempt: attempt(reason), found: Vec::new() }
+            Stop::NotYet(reason) if operation.failures < ROOM_PATIENCE => {
+                Ended::after(Outcome::Refused { retry_in, blame: Blame::Passing }, reason)
             }
-            Stop::Ours(detail) | Stop::NotYet(detail) => {
-                let retry_in = verdict::backoff(self.backoff, operation.failures, rand::random());
-                let outcome = Outcome::Refused { retry_in, own_fault: false };
-                Ended { outcome, attempt: attempt(detail), found: Vec::new() }
+            Stop::NotYet(reason) | Stop::Room(reason) => {
+                Ended::after(Outcome::RoomFault { reason: reason.clone() }, reason)
             }
+            Stop::Ours(detail) => Ended::after(Outcome::Refused { retry_in, blame: Blame::Passing }, detail),
         };
         Some(ended)
     }
@@ -200,24 +212,61 @@ impl Deliverer {
         adjust: impl FnOnce(Outcome) -> Outcome,
     ) -> Ended {
         let verdict = verdict::judge(failure);
-        if verdict == Verdict::Account {
-            tracing::error!(error = %failure, "the homeserver does not accept our token: nothing can be sent");
-        }
-        let outcome = verdict::outcome(&verdict, self.backoff, operation.failures, operation.attempts, rand::random());
+        let history = History {
+            others_delivered: operation.since_failure.is_some_and(|since| self.breaker.delivered_within(since)),
+            ..History::of(operation)
+        };
+        let outcome = verdict::outcome(&verdict, self.backoff, &history, rand::random());
         count_failure(operation, &verdict);
-        Ended { outcome: adjust(outcome), attempt: Some(attempt_of(failure)), found: Vec::new() }
+        Ended { outcome: adjust(outcome), attempt: Some(attempt_of(failure)) }
     }
 
-    async fn try_one(&self, sending: &Sending, operation: &ClaimedOperation) -> Result<Ended, Stop> {
+    async fn carry_out(
+        &self,
+        sending: &Sending,
+        operation: &ClaimedOperation,
+        found: &mut Vec<Evidence>,
+    ) -> Result<Ended, Stop> {
         if operation.kind.is_state() {
             return self.change_membership(sending, operation).await;
         }
+        let (conversation_id, seq) = (sending.conversation_id, operation.seq);
         let may_ask = sending.may_ask(self.http_timeout);
-        let room_id = self.rooms.ensure(sending.conversation_id, operation.seq, &may_ask).await?;
+        let out_of_patience = operation.failures >= ROOM_PATIENCE;
+        let step = RoomStep { conversation_id, seq, out_of_patience, may_ask: &may_ask };
+        let room_id = self.rooms.ensure(&step).await?;
         reach(Point::RoomEnsured);
-        let delivered = |event_id: EventId, room_id: RoomId| Outcome::Delivered { event_id, room_id };
+        // What relates to an event goes where that stands, also when the conversation has another room by now.
+        let place = related_room(operation).unwrap_or(&room_id);
+        match self.send(sending, operation, place, found).await {
+            Err(Stop::Itself(failure)) if verdict::judge(&failure) == Verdict::Room => {
+                if *place != room_id {
+                    return Err(Stop::Left(failure));
+                }
+                let room_id = self.rooms.reopen(&step, &room_id).await?;
+                self.send(sending, operation, &room_id, found).await
+            }
+            ended => ended,
+        }
+    }
+
+    async fn send(
+        &self,
+        sending: &Sending,
+        operation: &ClaimedOperation,
+        room_id: &RoomId,
+        found: &mut Vec<Evidence>,
+    ) -> Result<Ended, Stop> {
+        let delivered = |event_id: EventId| Outcome::Delivered { event_id, room_id: room_id.clone() };
+        if let Mode::Known(event_id) = &operation.mode {
+            return Ok(Ended::untried(delivered(event_id.clone())));
+        }
+        if let Some(left) = &operation.maybe_sent_to
+            && let Some(event_id) = self.look_up(operation, left).await?
+        {
+            return Ok(Ended::well(Outcome::Delivered { event_id, room_id: left.clone() }));
+        }
         match &operation.mode {
-            Mode::Known(event_id) => return Ok(Ended::untried(delivered(event_id.clone(), room_id))),
             Mode::Close { look_up } => {
                 let sent = MaybeSent {
                     kind: operation.kind,
@@ -227,53 +276,63 @@ impl Deliverer {
                     at: operation.maybe_sent_at.unwrap_or(operation.enqueued_at),
                     forgotten: *look_up,
                 };
-                let closed = self.close(sending, &room_id, operation, operation.outbox_id, &sent).await?;
-                return Ok(Ended::well(closed.map_or(Outcome::NotThere, |event_id| delivered(event_id, room_id))));
+                let closed = self.close(sending, room_id, operation, operation.outbox_id, &sent).await?;
+                return Ok(Ended::well(closed.map_or(Outcome::NotThere, delivered)));
             }
             Mode::LookUp => {
-                metrics::counter!("outbox_lookups_total").increment(1);
-                let (outbox_id, sender) = (operation.outbox_id, &operation.sender);
-                let found = lookup::find(&self.homeserver, &room_id, outbox_id, sender, operation.maybe_sent_at);
-                reach(Point::LookUpBegins);
-                let found = found.await.map_err(Stop::Before)?;
-                reach(Point::LookUpEnded);
-                if let Some(event_id) = found {
-                    return Ok(Ended::well(delivered(event_id, room_id)));
+                if let Some(event_id) = self.look_up(operation, room_id).await? {
+                    return Ok(Ended::well(delivered(event_id)));
                 }
             }
-            Mode::Put => {}
+            Mode::Put | Mode::Known(_) => {}
         }
         match operation.kind {
             Kind::Message => {
                 let prepared = self.said(sending, operation, prepare::message)?;
-                let event_id = self.put(sending, &room_id, operation.outbox_id, &prepared).await?;
-                Ok(Ended::well(delivered(event_id, room_id)))
+                let event_id = self.put(sending, room_id, operation.outbox_id, &prepared).await?;
+                Ok(Ended::well(delivered(event_id)))
             }
             Kind::Edit => {
-                let original = operation.original_event_id.as_ref().or_else(|| {
+                let original = operation.original.as_ref().map(|(event_id, _)| event_id).or_else(|| {
                     operation.original_outbox_id.as_ref().and_then(|outbox_id| sending.events.get(outbox_id))
                 });
                 let Some(original) = original else { return Ok(Ended::well(Outcome::ParentDead)) };
                 let prepared = self.said(sending, operation, |said| prepare::edit(said, original))?;
-                let event_id = self.put(sending, &room_id, operation.outbox_id, &prepared).await?;
-                Ok(Ended::well(delivered(event_id, room_id)))
+                let event_id = self.put(sending, room_id, operation.outbox_id, &prepared).await?;
+                Ok(Ended::well(delivered(event_id)))
             }
-            Kind::Redact => self.redact(sending, operation, room_id).await,
+            Kind::Redact => self.redact(sending, operation, room_id, found).await,
             Kind::Invite | Kind::Remove => Err(Stop::Ours("a state operation is no send".to_owned())),
         }
     }
 
+    /// Looks for the operation's own event in a room.
+    async fn look_up(&self, operation: &ClaimedOperation, room_id: &RoomId) -> Result<Option<EventId>, Stop> {
+        metrics::counter!("outbox_lookups_total").increment(1);
+        let (outbox_id, sender, since) = (operation.outbox_id, &operation.sender, operation.maybe_sent_at);
+        reach(Point::LookUpBegins);
+        let found = lookup::find(&self.homeserver, room_id, outbox_id, sender, since).await.map_err(Stop::Before)?;
+        reach(Point::LookUpEnded);
+        Ok(found)
+    }
+
     /// Redacts the event of another operation. If nobody knows whether that one arrived, its transaction is closed first:
     /// then there is an event, and nothing of it can arrive any more.
-    async fn redact(&self, sending: &Sending, operation: &ClaimedOperation, room_id: RoomId) -> Result<Ended, Stop> {
+    async fn redact(
+        &self,
+        sending: &Sending,
+        operation: &ClaimedOperation,
+        room_id: &RoomId,
+        found: &mut Vec<Evidence>,
+    ) -> Result<Ended, Stop> {
         let target = operation.target.as_ref().ok_or_else(|| Stop::Ours("a redaction without a target".to_owned()))?;
-        let known = target.event_id.as_ref().or_else(|| sending.events.get(&target.outbox_id)).cloned();
-        let mut found = Vec::new();
+        let known = target.event.as_ref().map(|(event_id, _)| event_id);
+        let known = known.or_else(|| sending.events.get(&target.outbox_id)).cloned();
         let event_id = match (known, &target.maybe_sent) {
             (Some(event_id), _) => event_id,
             (None, None) => return Ok(Ended::well(Outcome::NotThere)),
             (None, Some(sent)) => {
-                let closed = self.close(sending, &room_id, operation, target.outbox_id, sent).await?;
+                let closed = self.close(sending, room_id, operation, target.outbox_id, sent).await?;
                 let Some(event_id) = closed else { return Ok(Ended::well(Outcome::NotThere)) };
                 found.push(Evidence {
                     outbox_id: target.outbox_id,
@@ -294,13 +353,10 @@ impl Deliverer {
         }
         reach(Point::RedactBegins);
         let began = Instant::now();
-        let answer = self.homeserver.redact(&room_id, &event_id, operation.outbox_id, &content).await;
+        let answer = self.homeserver.redact(room_id, &event_id, operation.outbox_id, &content).await;
         reach(Point::RedactAnswered);
-        let ended = match self.timed(began, answer) {
-            Ok(event_id) => Ended::well(Outcome::Delivered { event_id, room_id }),
-            Err(failure) => self.failed(operation, &failure, |outcome| outcome),
-        };
-        Ok(Ended { found, ..ended })
+        let event_id = self.timed(began, answer).map_err(Stop::Itself)?;
+        Ok(Ended::well(Outcome::Delivered { event_id, room_id: room_id.clone() }))
     }
 
     /// Closes a transaction for good: the event that it brought about, or a void that now stands in its place. None when
@@ -352,7 +408,7 @@ impl Deliverer {
             Changed::Failed(failure) => Err(Stop::Itself(failure)),
             Changed::Refused(outcome, failure) => {
                 count_failure(operation, &verdict::judge(&failure));
-                Ok(Ended { outcome, attempt: Some(attempt_of(&failure)), found: Vec::new() })
+                Ok(Ended { outcome, attempt: Some(attempt_of(&failure)) })
             }
         }
     }
@@ -406,6 +462,16 @@ impl Deliverer {
     }
 }
 
+/// The room of the event that an operation relates to, once that event is known.
+fn related_room(operation: &ClaimedOperation) -> Option<&RoomId> {
+    let event = match operation.kind {
+        Kind::Edit => operation.original.as_ref(),
+        Kind::Redact => operation.target.as_ref()?.event.as_ref(),
+        Kind::Message | Kind::Invite | Kind::Remove => None,
+    };
+    event.map(|(_, room_id)| room_id)
+}
+
 fn count_failure(operation: &ClaimedOperation, verdict: &Verdict) {
     let (kind, class) = (operation.kind.as_str(), verdict.as_str());
     metrics::counter!("matrix_send_failure_total", "kind" => kind, "class" => class).increment(1);
@@ -414,7 +480,7 @@ fn count_failure(operation: &ClaimedOperation, verdict: &Verdict) {
 fn attempt_of(failure: &Failure) -> Attempt {
     let (http_status, errcode) = match failure {
         Failure::Refused(refusal) => (Some(i32::from(refusal.status)), refusal.errcode.clone()),
-        Failure::NotSent(_) | Failure::NoAnswer(_) => (None, None),
+        Failure::NotSent(_) | Failure::NoAnswer(_) | Failure::NotBuilt(_) => (None, None),
     };
     Attempt { http_status, errcode, detail: Some(failure.to_string()), ..Attempt::default() }
 }

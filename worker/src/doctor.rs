@@ -1,13 +1,13 @@
 //! `outboxctl doctor`: is everything there that the worker needs, and does it fit together?
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use shared::{
     config::programs::WorkerSettings,
     database::{self, Limits},
 };
 
-use crate::{check_identity, homeserver::Homeserver};
+use crate::{breaker::Breaker, check_identity, homeserver::Homeserver};
 
 /// How long the homeserver may take for each question.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -51,7 +51,7 @@ pub async fn examine(config: &WorkerSettings) -> Vec<Finding> {
         return findings;
     };
     let _ = rustls::crypto::ring::default_provider().install_default();
-    match Homeserver::new(matrix, PATIENCE).await {
+    match Homeserver::new(matrix, PATIENCE, Arc::new(Breaker::new(1))).await {
         Err(error) => add("homeserver", Err(error)),
         Ok(homeserver) => match homeserver.whoami().await {
             Err(failure) => add("token", Err(failure.into())),

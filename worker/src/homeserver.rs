@@ -3,7 +3,7 @@
 //!
 //! A [`Failure`] is a fact, not yet a judgement: what it means for an operation is decided in `verdict`.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use ruma::{
@@ -13,7 +13,7 @@ use ruma::{
         auth_scheme::{AuthScheme, SendAccessToken},
         client::{
             account::whoami,
-            alias::get_alias,
+            alias::{delete_alias, get_alias},
             authenticated_media::get_media_config,
             device::update_device,
             discovery::get_capabilities,
@@ -36,6 +36,11 @@ use shared::{
     ids::{EventId, MatrixUserId, OutboxId, RoomId},
 };
 
+use crate::{
+    breaker::{Breaker, Signal},
+    verdict,
+};
+
 /// Error texts of a homeserver are kept up to this many characters: enough to recognise them, too few for content.
 const MAX_DETAIL_CHARS: usize = 200;
 
@@ -54,6 +59,8 @@ pub(crate) enum Failure {
     NoAnswer(String),
     /// The homeserver said no.
     Refused(Refusal),
+    /// There is no such request: an id is none, a body is no JSON.
+    NotBuilt(String),
 }
 
 /// A refusal by the homeserver, or by what stands before it.
@@ -70,6 +77,7 @@ impl fmt::Display for Failure {
         match self {
             Self::NotSent(detail) => write!(f, "not sent: {detail}"),
             Self::NoAnswer(detail) => write!(f, "no answer: {detail}"),
+            Self::NotBuilt(detail) => write!(f, "not asked: {detail}"),
             Self::Refused(Refusal { status, errcode, detail, .. }) => {
                 write!(f, "{status} {}: {detail}", errcode.as_deref().unwrap_or("without a Matrix error code"))
             }
@@ -159,7 +167,7 @@ impl From<ruma_client::Error<TransportError, MatrixError>> for Failure {
             Error::Response(TransportError::NotMatrix(refusal)) => Self::Refused(refusal),
             Error::FromHttpResponse(FromHttpResponseError::Server(error)) => Self::Refused(refusal(&error)),
             Error::FromHttpResponse(error) => Self::NoAnswer(shortened(&error.to_string())),
-            error => Self::NotSent(shortened(&error.to_string())),
+            error => Self::NotBuilt(shortened(&error.to_string())),
         }
     }
 }
@@ -229,15 +237,25 @@ pub(crate) struct NewRoom {
     pub(crate) state: Vec<(&'static str, serde_json::Value)>,
 }
 
-/// The homeserver, spoken to as the service account.
+/// Whose rate limit a request draws on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Limited {
+    /// The account's: a limit met by one is met by all.
+    Account,
+    /// Perhaps a room's or an invited user's alone.
+    Apart,
+}
+
+/// The homeserver, spoken to as the service account. Each of its answers is told to the circuit breaker.
 #[derive(Debug, Clone)]
 pub(crate) struct Homeserver {
     client: Client<Transport>,
     service_user: MatrixUserId,
+    breaker: Arc<Breaker>,
 }
 
 fn invalid(what: &str) -> Failure {
-    Failure::NotSent(format!("{what} is not a valid Matrix id"))
+    Failure::NotBuilt(format!("{what} is not a valid Matrix id"))
 }
 
 fn room(room_id: &RoomId) -> Result<OwnedRoomId, Failure> {
@@ -254,7 +272,7 @@ fn event(event_id: &OwnedEventId) -> EventId {
 
 impl Homeserver {
     /// Sets up the client; nothing is asked of the homeserver yet, so that a worker starts while it is away.
-    pub(crate) async fn new(config: &MatrixConfig, timeout: Duration) -> anyhow::Result<Self> {
+    pub(crate) async fn new(config: &MatrixConfig, timeout: Duration, breaker: Arc<Breaker>) -> anyhow::Result<Self> {
         let http = reqwest::Client::builder()
             .timeout(timeout)
             .connect_timeout(timeout)
@@ -272,7 +290,7 @@ impl Homeserver {
             .http_client(Transport(http))
             .await
             .map_err(Failure::from)?;
-        Ok(Self { client, service_user: config.service_user.clone() })
+        Ok(Self { client, service_user: config.service_user.clone(), breaker })
     }
 
     /// The account that it speaks as.
@@ -286,7 +304,22 @@ impl Homeserver {
         for<'a> R::Authentication: AuthScheme<Input<'a> = SendAccessToken<'a>>,
         R::PathBuilder: ruma_client::SupportedPathBuilder,
     {
-        self.client.send_request(request).await.map_err(Failure::from)
+        self.heard(self.client.send_request(request).await, Limited::Apart)
+    }
+
+    /// An answer, or what came instead; the breaker learns of it either way.
+    fn heard<T>(
+        &self,
+        answer: Result<T, ruma_client::Error<TransportError, MatrixError>>,
+        limited: Limited,
+    ) -> Result<T, Failure> {
+        let answer = answer.map_err(Failure::from);
+        match &answer {
+            Ok(_) => self.breaker.note(Signal::Alive),
+            Err(Failure::NotBuilt(_)) => {}
+            Err(failure) => self.breaker.note(verdict::judge(failure).signal(limited == Limited::Account)),
+        }
+        answer
     }
 
     /// Who the token speaks as.
@@ -328,7 +361,8 @@ impl Homeserver {
             event_type.into(),
             Raw::from_json(content.to_owned()),
         );
-        Ok(event(&self.ask(request).await?.event_id))
+        let answer = self.heard(self.client.send_request(request).await, Limited::Account)?;
+        Ok(event(&answer.event_id))
     }
 
     /// Redacts an event under a transaction id, with our marker in the redaction's content.
@@ -347,9 +381,8 @@ impl Homeserver {
                 *request.body_mut() = BytesMut::from(content.get());
                 Ok(())
             })
-            .await
-            .map_err(Failure::from)?;
-        Ok(event(&answer.event_id))
+            .await;
+        Ok(event(&self.heard(answer, Limited::Account)?.event_id))
     }
 
     /// The membership of a user in a room: `invite`, `join`, `leave`, …; none for one who never had any.
@@ -407,18 +440,24 @@ impl Homeserver {
                 serde_json::value::to_raw_value(&event).map(Raw::from_json)
             })
             .collect::<Result<_, _>>()
-            .map_err(|error| Failure::NotSent(error.to_string()))?;
+            .map_err(|error| Failure::NotBuilt(error.to_string()))?;
         Ok(RoomId::from(self.ask(request).await?.room_id.to_string()))
     }
 
     /// The room of an alias, if it has one.
     pub(crate) async fn resolve_alias(&self, alias: &str) -> Result<Option<RoomId>, Failure> {
         let alias = OwnedRoomAliasId::try_from(alias).map_err(|_| invalid("the room alias"))?;
-        match self.client.send_request(get_alias::v3::Request::new(alias)).await.map_err(Failure::from) {
+        match self.heard(self.client.send_request(get_alias::v3::Request::new(alias)).await, Limited::Apart) {
             Ok(answer) => Ok(Some(RoomId::from(answer.room_id.to_string()))),
             Err(Failure::Refused(refusal)) if refusal.errcode.as_deref() == Some("M_NOT_FOUND") => Ok(None),
             Err(failure) => Err(failure),
         }
+    }
+
+    /// Takes an alias from its room. Only whoever made the alias, or rules the room, may.
+    pub(crate) async fn delete_alias(&self, alias: &str) -> Result<(), Failure> {
+        let alias = OwnedRoomAliasId::try_from(alias).map_err(|_| invalid("the room alias"))?;
+        self.ask(delete_alias::v3::Request::new(alias)).await.map(|_| ())
     }
 
     /// The whole state of a room that the service account is in.
@@ -434,14 +473,14 @@ impl Homeserver {
         event_type: &str,
         content: &serde_json::Value,
     ) -> Result<(), Failure> {
-        let content = serde_json::value::to_raw_value(content).map_err(|error| Failure::NotSent(error.to_string()))?;
+        let content = serde_json::value::to_raw_value(content).map_err(|error| Failure::NotBuilt(error.to_string()))?;
         let request = send_state_event::v3::Request::new_raw(
             room(room_id)?,
             event_type.into(),
             String::new(),
             Raw::from_json(content),
         );
-        self.ask(request).await.map(|_| ())
+        self.heard(self.client.send_request(request).await, Limited::Account).map(|_| ())
     }
 
     /// Joins a room.

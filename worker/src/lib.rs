@@ -30,6 +30,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 mod backend;
+mod breaker;
 mod coordinator;
 mod deliver;
 pub mod doctor;
@@ -43,6 +44,7 @@ mod status;
 mod verdict;
 
 use backend::Batches;
+use breaker::Breaker;
 use coordinator::{Batch, Coordinator, Identity, Pace};
 use deliver::Deliverer;
 use homeserver::{Failure, Homeserver, Whoami};
@@ -110,7 +112,8 @@ async fn deliver_until(
     worker_id: WorkerId,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let homeserver = Homeserver::new(matrix, config.http_timeout).await?;
+    let breaker = Arc::new(Breaker::new(config.slots));
+    let homeserver = Homeserver::new(matrix, config.http_timeout, Arc::clone(&breaker)).await?;
     let Some(device) = stop.run_until_cancelled(identify(&homeserver, matrix)).await.transpose()? else {
         return Ok(());
     };
@@ -133,22 +136,45 @@ async fn deliver_until(
         rooms: Rooms::new(pool.clone(), homeserver.clone()),
         homeserver,
         pace: Arc::clone(&pace),
+        breaker: Arc::clone(&breaker),
         http_timeout: config.http_timeout,
         backoff: config.backoff,
     });
     let identity = Identity { worker_id, sender: matrix.service_user.to_string(), device };
     let (batches, receiver) = mpsc::channel(config.slots);
-    let coordinator = Arc::new(Coordinator::new(pool, config, identity, pace, look, stop));
+    let probing = probe(Arc::clone(&breaker), config.probe, Arc::clone(&look), deliverer.homeserver.clone());
+    let probing = tokio::spawn(stop.clone().run_until_cancelled_owned(probing));
+    let coordinator = Arc::new(Coordinator::new(pool, config, identity, pace, breaker, look, stop));
     let monitor = monitor(&Batches::new(receiver), &deliverer);
     let coordinating = tokio::spawn(coordinator.run(batches));
     // Ends when the coordinator has closed the channel; a stop that took too long leaves sends to their leases.
     tokio::select! {
         ended = monitor.run() => ended.context("the apalis monitor failed")?,
         ended = coordinating => ended.context("the coordinator failed")?,
+        // Without it an open circuit would never close.
+        ended = supervised(probing, &asked) => ended?,
     }
     // A supervisor starts the process again when it ends before it was told to.
     anyhow::ensure!(asked.is_cancelled(), "delivery ended by itself: see the log");
     Ok(())
+}
+
+/// Asks the homeserver who we are, while the circuit is open.
+async fn probe(breaker: Arc<Breaker>, every: Duration, look: Arc<Notify>, homeserver: Homeserver) {
+    let ask = || {
+        let homeserver = homeserver.clone();
+        async move { homeserver.whoami().await.is_ok() }
+    };
+    breaker.run(every, look, ask).await;
+}
+
+/// Ends when a task ends that should not have; never when it was told to.
+async fn supervised<T>(task: tokio::task::JoinHandle<T>, told: &CancellationToken) -> anyhow::Result<()> {
+    task.await.context("a task of the worker failed")?;
+    if told.is_cancelled() {
+        std::future::pending::<()>().await;
+    }
+    bail!("a task of the worker ended by itself")
 }
 
 /// The apalis runtime around delivery: each batch is a task of its own, and a panic ends that batch only.

@@ -28,6 +28,9 @@ const CACHED_ROOMS: u64 = 100_000;
 /// How many rooms this process creates at once.
 const CREATIONS_AT_ONCE: usize = 8;
 
+/// How many replacements of a room in a row are followed: more than anybody makes.
+const MAX_REPLACEMENTS: usize = 8;
+
 /// Marks a room as that of a conversation.
 const MARKER: &str = "com.nova.conversation";
 
@@ -46,6 +49,9 @@ pub(crate) enum RoomError {
     /// The lease would not last until the end of the next request.
     #[error("the lease ends before the room is whole")]
     Late,
+    /// The room does not take our events, and why.
+    #[error("{0}")]
+    Shut(&'static str),
     /// The alias belongs to a room that is not ours.
     #[error("the alias {0} belongs to a room that is not ours")]
     NotOurs(String),
@@ -55,6 +61,17 @@ pub(crate) enum RoomError {
     /// The conversation is gone.
     #[error("the conversation is gone")]
     Gone,
+}
+
+/// For which operation a room is needed, and what may be done for it.
+pub(crate) struct RoomStep<'a> {
+    pub(crate) conversation_id: ConversationId,
+    /// The operation's place: who belongs to the room is as of then.
+    pub(crate) seq: i64,
+    /// A room that has not come to be by now never will.
+    pub(crate) out_of_patience: bool,
+    /// Whether another request may be started: it would end before the lease does.
+    pub(crate) may_ask: &'a (dyn Fn() -> bool + Send + Sync),
 }
 
 /// Finds or makes rooms.
@@ -77,31 +94,123 @@ impl Rooms {
     }
 
     /// The room of a conversation, whole: ours, marked, with its settings, and everyone invited who belonged to the
-    /// conversation at `seq`.
+    /// conversation at the operation's place.
     ///
     /// No connection or lock is held while the homeserver is asked.
-    pub(crate) async fn ensure(
-        &self,
-        conversation_id: ConversationId,
-        seq: i64,
-        may_ask: &(dyn Fn() -> bool + Send + Sync),
-    ) -> Result<RoomId, RoomError> {
+    pub(crate) async fn ensure(&self, step: &RoomStep<'_>) -> Result<RoomId, RoomError> {
+        let conversation_id = step.conversation_id;
         if let Some(room_id) = self.whole.get(&conversation_id).await {
             return Ok(room_id);
         }
         let (known, plan) = {
             let mut conn = self.pool.acquire().await?;
             let known = chat::load_room_mapping(&mut conn, conversation_id).await?;
-            let plan = chat::room_plan(&mut conn, conversation_id, seq).await?;
+            let plan = chat::room_plan(&mut conn, conversation_id, step.seq).await?;
             (known, plan.ok_or(RoomError::Gone)?)
         };
         let room_id = match known {
             Some((room_id, true)) => room_id,
-            Some((room_id, false)) => self.make_whole(conversation_id, room_id, &plan, may_ask).await?,
-            None => self.create(conversation_id, &plan, may_ask).await?,
+            Some((room_id, false)) => self.make_whole(step, room_id, &plan).await?,
+            None => self.create(step, &plan).await?,
         };
         self.whole.insert(conversation_id, room_id.clone()).await;
         Ok(room_id)
+    }
+
+    /// Mends a room that does not take our events. Returns the one to try once more: the same, which we are in again, or
+    /// the one that replaced it.
+    pub(crate) async fn reopen(&self, step: &RoomStep<'_>, shut: &RoomId) -> Result<RoomId, RoomError> {
+        let conversation_id = step.conversation_id;
+        self.whole.invalidate(&conversation_id).await;
+        let (known, plan) = {
+            let mut conn = self.pool.acquire().await?;
+            let known = chat::load_room_mapping(&mut conn, conversation_id).await?;
+            let plan = chat::room_plan(&mut conn, conversation_id, step.seq).await?;
+            (known, plan.ok_or(RoomError::Gone)?)
+        };
+        if known.is_some_and(|(room_id, _)| room_id != *shut) {
+            // Another worker was here before.
+            return self.ensure(step).await;
+        }
+        // Whoever left a room still reads its state as it was then.
+        let state = match self.homeserver.state(shut).await {
+            Ok(events) => by_key(events),
+            Err(Failure::Refused(Refusal { status: 403 | 404, .. })) => RoomState::new(),
+            Err(failure) => return Err(failure.into()),
+        };
+        if let Some(next) = replacement(&state) {
+            let room_id = self.follow(step, shut, next, &plan).await?;
+            self.whole.insert(conversation_id, room_id.clone()).await;
+            return Ok(room_id);
+        }
+        if membership(&state, self.homeserver.service_user()) == Some("join") {
+            return Err(RoomError::Shut(
+                "the service account is in the room, but may not speak there: give it the power, then resume the lane",
+            ));
+        }
+        if !(step.may_ask)() {
+            return Err(RoomError::Late);
+        }
+        match self.homeserver.join(shut).await {
+            Ok(()) => tracing::info!(conversation.id = %conversation_id, "joined the room again"),
+            Err(Failure::Refused(Refusal { status: 403 | 404, .. })) => {
+                return Err(RoomError::Shut(
+                    "the service account is not in the room any more: invite it there, then resume the lane",
+                ));
+            }
+            Err(failure) => return Err(failure.into()),
+        }
+        let room_id = self.make_whole(step, shut.clone(), &plan).await?;
+        self.whole.insert(conversation_id, room_id.clone()).await;
+        Ok(room_id)
+    }
+
+    /// Goes where a room's tombstone points, and from there on, if each room names the one before it.
+    async fn follow(
+        &self,
+        step: &RoomStep<'_>,
+        from: &RoomId,
+        to: RoomId,
+        plan: &RoomPlan,
+    ) -> Result<RoomId, RoomError> {
+        let conversation_id = step.conversation_id;
+        let (mut before, mut next) = (from.clone(), to);
+        for _ in 0..MAX_REPLACEMENTS {
+            if !(step.may_ask)() {
+                return Err(RoomError::Late);
+            }
+            let state = match self.state(&next).await {
+                Err(RoomError::NotYet) => {
+                    return Err(RoomError::Shut(
+                        "the room was replaced by one that the service account is not in: invite it there, then resume \
+                         the lane",
+                    ));
+                }
+                state => state?,
+            };
+            let predecessor = state
+                .get(&("m.room.create".to_owned(), String::new()))
+                .map(|create| &create.content["predecessor"]["room_id"]);
+            if predecessor != Some(&json!(before.as_str())) {
+                return Err(RoomError::Shut(
+                    "the room was replaced by one that does not name it as its predecessor: nothing is sent there",
+                ));
+            }
+            if let Some(further) = replacement(&state) {
+                (before, next) = (next, further);
+                continue;
+            }
+            tracing::info!(conversation.id = %conversation_id, "the room was replaced: going on in the new one");
+            metrics::counter!("matrix_room_creation_total", "result" => "replaced").increment(1);
+            {
+                let mut conn = self.pool.acquire().await?;
+                if !chat::replace_room(&mut conn, conversation_id, from, &next).await? {
+                    return Err(RoomError::NotYet);
+                }
+            }
+            return self.make_whole(step, next, plan).await;
+        }
+        Err(RoomError::Shut("the room was replaced again and again: nothing is sent there"))
     }
 
     /// Whether a user belongs to a conversation now.
@@ -133,21 +242,20 @@ impl Rooms {
         format!("#{}:{}", alias_localpart(conversation_id), self.homeserver.service_user().server())
     }
 
-    async fn create(
-        &self,
-        conversation_id: ConversationId,
-        plan: &RoomPlan,
-        may_ask: &(dyn Fn() -> bool + Send + Sync),
-    ) -> Result<RoomId, RoomError> {
+    async fn create(&self, step: &RoomStep<'_>, plan: &RoomPlan) -> Result<RoomId, RoomError> {
+        let conversation_id = step.conversation_id;
         let alias = self.alias(conversation_id);
         // Asked first: after a crash the room usually stands, and a second creation would only be refused.
         if let Some(room_id) = self.homeserver.resolve_alias(&alias).await? {
-            return self.adopt(conversation_id, &alias, room_id, plan, may_ask).await;
+            match self.adopt(step, &alias, room_id, plan).await {
+                Err(RoomError::NotYet) if step.out_of_patience && self.abandon(&alias).await? => {}
+                ended => return ended,
+            }
         }
         reach(Point::RoomSought);
         // Creations are the heaviest thing to ask for: a few at once, so that each is answered in time.
         let turn = self.creating.acquire().await.map_err(|_| RoomError::Late)?;
-        if !may_ask() {
+        if !(step.may_ask)() {
             return Err(RoomError::Late);
         }
         // Nobody is invited yet: homeservers limit how many may be at once, and refuse the whole room.
@@ -164,7 +272,7 @@ impl Rooms {
                 metrics::counter!("matrix_room_creation_total", "result" => "created").increment(1);
                 let room_id = self.save(conversation_id, &room_id, false, &[]).await?;
                 reach(Point::RoomNoted);
-                self.make_whole(conversation_id, room_id, plan, may_ask).await
+                self.make_whole(step, room_id, plan).await
             }
             Err(failure @ (Failure::NotSent(_) | Failure::Refused(Refusal { status: 429, .. }))) => {
                 metrics::counter!("matrix_room_creation_total", "result" => "failed").increment(1);
@@ -173,7 +281,7 @@ impl Rooms {
             Err(failure) => {
                 tracing::info!(conversation.id = %conversation_id, error = %failure, "room creation failed, asking its alias");
                 if let Some(room_id) = self.homeserver.resolve_alias(&alias).await? {
-                    return self.adopt(conversation_id, &alias, room_id, plan, may_ask).await;
+                    return self.adopt(step, &alias, room_id, plan).await;
                 }
                 metrics::counter!("matrix_room_creation_total", "result" => "failed").increment(1);
                 Err(failure.into())
@@ -184,17 +292,31 @@ impl Rooms {
     /// Takes a room that stands under our alias, if it is ours.
     async fn adopt(
         &self,
-        conversation_id: ConversationId,
+        step: &RoomStep<'_>,
         alias: &str,
         room_id: RoomId,
         plan: &RoomPlan,
-        may_ask: &(dyn Fn() -> bool + Send + Sync),
     ) -> Result<RoomId, RoomError> {
+        let conversation_id = step.conversation_id;
         self.state_of_ours(conversation_id, alias, &room_id).await?;
         self.save(conversation_id, &room_id, false, &[]).await?;
-        let room_id = self.make_whole(conversation_id, room_id, plan, may_ask).await?;
+        let room_id = self.make_whole(step, room_id, plan).await?;
         metrics::counter!("matrix_room_creation_total", "result" => "adopted").increment(1);
         Ok(room_id)
+    }
+
+    /// Takes our alias from a room that will never open to us: its creation ended before anybody was in it. False when the
+    /// alias is not ours to take.
+    async fn abandon(&self, alias: &str) -> Result<bool, RoomError> {
+        match self.homeserver.delete_alias(alias).await {
+            Ok(()) => {
+                metrics::counter!("matrix_room_creation_total", "result" => "abandoned").increment(1);
+                tracing::warn!(alias, "the room under the alias never came to be: making another");
+                Ok(true)
+            }
+            Err(Failure::Refused(Refusal { status: 403 | 404, .. })) => Ok(false),
+            Err(failure) => Err(failure.into()),
+        }
     }
 
     /// The state of a room that stands under our alias, if we created it and it is marked for no other conversation.
@@ -219,19 +341,14 @@ impl Rooms {
     ///
     /// A member whom the homeserver will not have in the room keeps nobody from talking: their invitation becomes an
     /// operation of its own, which ends where such operations end, in sight.
-    async fn make_whole(
-        &self,
-        conversation_id: ConversationId,
-        room_id: RoomId,
-        plan: &RoomPlan,
-        may_ask: &(dyn Fn() -> bool + Send + Sync),
-    ) -> Result<RoomId, RoomError> {
+    async fn make_whole(&self, step: &RoomStep<'_>, room_id: RoomId, plan: &RoomPlan) -> Result<RoomId, RoomError> {
+        let conversation_id = step.conversation_id;
         let state = self.state(&room_id).await?;
         reach(Point::RoomRead);
         for (event_type, content) in settings(conversation_id) {
             let current = state.get(&(event_type.to_owned(), String::new())).map(|event| &event.content);
             if current != Some(&content) {
-                if !may_ask() {
+                if !(step.may_ask)() {
                     return Err(RoomError::Late);
                 }
                 self.homeserver.set_state(&room_id, event_type, &content).await?;
@@ -245,13 +362,10 @@ impl Rooms {
         let removed = plan.absent.iter().map(|user_id| (*user_id, Change::Remove));
         for (user_id, change) in removed.chain(invited) {
             let member = MatrixUserId::of(user_id, server);
-            let membership = state
-                .get(&("m.room.member".to_owned(), member.as_str().to_owned()))
-                .and_then(|event| event.content["membership"].as_str());
-            if change.is_done(membership) {
+            if change.is_done(membership(&state, &member)) {
                 continue;
             }
-            match members::change(&self.homeserver, &room_id, &member, change, may_ask).await {
+            match members::change(&self.homeserver, &room_id, &member, change, step.may_ask).await {
                 Changed::Done => reach(Point::RoomInvited),
                 Changed::Late => return Err(RoomError::Late),
                 Changed::Refused(..) if change == Change::Invite => refused.push(user_id),
@@ -276,7 +390,7 @@ impl Rooms {
             }
             answer => answer?,
         };
-        Ok(events.into_iter().map(|event| ((event.r#type.clone(), event.state_key.clone()), event)).collect())
+        Ok(by_key(events))
     }
 
     async fn save(
@@ -299,6 +413,22 @@ impl Rooms {
         tx.commit().await?;
         Ok(room_id)
     }
+}
+
+fn by_key(events: Vec<StateEvent>) -> RoomState {
+    events.into_iter().map(|event| ((event.r#type.clone(), event.state_key.clone()), event)).collect()
+}
+
+fn membership<'a>(state: &'a RoomState, member: &MatrixUserId) -> Option<&'a str> {
+    let event = state.get(&("m.room.member".to_owned(), member.as_str().to_owned()))?;
+    event.content["membership"].as_str()
+}
+
+/// The room that a tombstone points to.
+fn replacement(state: &RoomState) -> Option<RoomId> {
+    let tombstone = state.get(&("m.room.tombstone".to_owned(), String::new()))?;
+    let room_id = tombstone.content["replacement_room"].as_str().filter(|room_id| !room_id.is_empty())?;
+    Some(RoomId::from(room_id.to_owned()))
 }
 
 fn alias_localpart(conversation_id: ConversationId) -> String {

@@ -1,22 +1,30 @@
 //! What a homeserver's answer, or its silence, means for an operation: the one table of errors.
 //!
-//! | what came | verdict |
-//! |---|---|
-//! | nobody listens, the name is unknown | down: nothing was sent |
-//! | timeout, cut connection, an answer that makes no sense, 5xx | ambiguous: it may have been accepted |
-//! | 429, `M_LIMIT_EXCEEDED` | rate limited, for as long as the answer says |
-//! | 401 | the account's fault: no operation of it can go |
-//! | 403 `M_FORBIDDEN` | the room's fault: nothing more of its lane can go |
-//! | 400 with a Matrix error code, 413 | its own fault: it will never be taken |
-//! | anything else | unknown: tried again, and counted |
+//! | what came | verdict | the operation | everything else |
+//! |---|---|---|---|
+//! | an event id | delivered | done | the circuit closes |
+//! | nobody listens, the name is unknown | down | waits: nothing was sent | five in a row open the circuit |
+//! | timeout, cut connection, an answer that makes no sense, a proxy's 5xx | ambiguous | stays handed, repeated under its transaction id | the same |
+//! | 5xx with a Matrix error code | server error | the same; dead after five, if others were delivered between them | the same |
+//! | 429, `M_LIMIT_EXCEEDED` | rate limited | waits as long as header, else body, else the default says | a send's limit is the account's: all wait |
+//! | 401 | the account's fault | waits | the circuit opens until the token is accepted |
+//! | 403 `M_FORBIDDEN` | the room's fault | the room is repaired, then once more, then its lane is held | nothing |
+//! | 400 with a Matrix error code, 413 | its own fault | dead, or its lane is held where nothing may overtake it | nothing |
+//! | a request that cannot be built, any other refusal | unknown | waits; given up after three days | nothing |
 //!
-//! Only a verdict of "its own fault" or "unknown" burns an operation's attempts.
+//! "Already done" is no row: it shares its code with "not allowed", so who invites, removes or makes a room looks instead
+//! (`members`, `room`).
+//!
+//! Only what may be an operation's own fault counts against it: see [`Blame`].
 
 use std::time::Duration;
 
-use shared::outbox::Outcome;
+use shared::outbox::{Blame, ClaimedOperation, Outcome};
 
-use crate::homeserver::{Failure, Refusal};
+use crate::{
+    breaker::Signal,
+    homeserver::{Failure, Refusal},
+};
 
 /// The longest wait between two attempts.
 const MAX_BACKOFF: Duration = Duration::from_mins(5);
@@ -30,11 +38,14 @@ const MAX_RATE_LIMIT: Duration = Duration::from_hours(1);
 /// Added to what a rate limit says: answers round, and a request just before the end costs another round.
 const RATE_LIMIT_MARGIN: Duration = Duration::from_millis(50);
 
-/// How long an account's fault waits before it is tried again: someone has to mend it.
-const ACCOUNT_BACKOFF: Duration = Duration::from_secs(30);
+/// Server errors after which an operation is dead, if the homeserver took others meanwhile.
+const MAX_SERVER_ERRORS: i32 = 5;
 
-/// Attempts of its own fault after which an operation is dead.
+/// Faults of ours (panics) after which an operation is dead.
 const MAX_ATTEMPTS: i32 = 8;
+
+/// How long an operation is tried that may itself be why it fails.
+const BUDGET: Duration = Duration::from_hours(72);
 
 /// What a failure means.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +54,8 @@ pub(crate) enum Verdict {
     Down,
     /// It may have been accepted.
     Ambiguous,
+    /// It may have been accepted; the homeserver itself says that it failed.
+    ServerError,
     /// Certainly not accepted; again after this long.
     RateLimited(Duration),
     /// The account's fault.
@@ -61,11 +74,22 @@ impl Verdict {
         match self {
             Self::Down => "down",
             Self::Ambiguous => "ambiguous",
+            Self::ServerError => "server_error",
             Self::RateLimited(_) => "rate_limited",
             Self::Account => "account",
             Self::Room => "room",
             Self::Own(_) => "own",
             Self::Unknown => "unknown",
+        }
+    }
+
+    /// What it tells of the homeserver. `of_account` is true for requests whose rate limit is the account's.
+    pub(crate) const fn signal(&self, of_account: bool) -> Signal {
+        match self {
+            Self::Down | Self::Ambiguous | Self::ServerError => Signal::Failed,
+            Self::RateLimited(wait) if of_account => Signal::RateLimited(*wait),
+            Self::Account => Signal::TokenRefused,
+            Self::RateLimited(_) | Self::Room | Self::Own(_) | Self::Unknown => Signal::Alive,
         }
     }
 }
@@ -76,6 +100,7 @@ pub(crate) fn judge(failure: &Failure) -> Verdict {
         Failure::NotSent(_) => Verdict::Down,
         Failure::NoAnswer(_) => Verdict::Ambiguous,
         Failure::Refused(refusal) => judge_refusal(refusal),
+        Failure::NotBuilt(_) => Verdict::Unknown,
     }
 }
 
@@ -84,7 +109,8 @@ fn judge_refusal(refusal: &Refusal) -> Verdict {
         (429, _) | (_, Some("M_LIMIT_EXCEEDED")) => Verdict::RateLimited(
             refusal.retry_after.unwrap_or(DEFAULT_RATE_LIMIT).min(MAX_RATE_LIMIT) + RATE_LIMIT_MARGIN,
         ),
-        (500..=599, _) => Verdict::Ambiguous,
+        (500..=599, Some(_)) => Verdict::ServerError,
+        (500..=599, None) => Verdict::Ambiguous,
         (401, _) => Verdict::Account,
         (403, Some("M_FORBIDDEN")) => Verdict::Room,
         (413, _) | (_, Some("M_TOO_LARGE")) => {
@@ -105,20 +131,66 @@ pub(crate) fn backoff(base: Duration, failures: i32, jitter: f64) -> Duration {
     full.mul_f64(0.75 + jitter.clamp(0.0, 1.0) / 2.0)
 }
 
-/// What follows for an operation that has failed `failures` times in a row, `attempts` of them by its own fault.
-pub(crate) fn outcome(verdict: &Verdict, base: Duration, failures: i32, attempts: i32, jitter: f64) -> Outcome {
-    let retry_in = backoff(base, failures, jitter);
+/// What happened to an operation before.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct History {
+    /// Attempts in a row that failed for any reason but a rate limit.
+    pub(crate) failures: i32,
+    /// Those that were its own fault.
+    pub(crate) attempts: i32,
+    /// How long ago it first failed in a way that may be its own fault.
+    pub(crate) suspected_for: Option<Duration>,
+    /// Others were delivered since it last failed, so the homeserver is well.
+    pub(crate) others_delivered: bool,
+}
+
+impl History {
+    /// Of an operation as it was handed out, while nothing is known of others.
+    pub(crate) fn of(operation: &ClaimedOperation) -> Self {
+        let ClaimedOperation { failures, attempts, suspected_for, .. } = *operation;
+        Self { failures, attempts, suspected_for, others_delivered: false }
+    }
+}
+
+/// What follows for an operation.
+pub(crate) fn outcome(verdict: &Verdict, base: Duration, history: &History, jitter: f64) -> Outcome {
+    let retry_in = backoff(base, history.failures, jitter);
+    let over_budget = history.suspected_for.is_some_and(|suspected| suspected >= BUDGET);
     match verdict {
-        Verdict::Down => Outcome::Refused { retry_in, own_fault: false },
-        Verdict::Ambiguous => Outcome::Ambiguous { retry_in },
-        Verdict::RateLimited(wait) => Outcome::Refused { retry_in: *wait, own_fault: false },
-        Verdict::Account => Outcome::Refused { retry_in: ACCOUNT_BACKOFF, own_fault: false },
+        Verdict::Down => Outcome::Refused { retry_in, blame: Blame::Passing },
+        Verdict::ServerError if history.others_delivered && history.attempts + 1 >= MAX_SERVER_ERRORS => {
+            Outcome::OwnFault {
+                hint: "the homeserver fails on it, but not on others: look into the homeserver's log, then requeue it",
+            }
+        }
+        Verdict::ServerError if history.others_delivered => Outcome::Ambiguous { retry_in, blame: Blame::Own },
+        Verdict::Ambiguous if history.others_delivered && over_budget => Outcome::GaveUp {
+            hint: "for three days it got no answer, although others did: look into the homeserver's log, then requeue it",
+        },
+        Verdict::Ambiguous if history.others_delivered => Outcome::Ambiguous { retry_in, blame: Blame::Suspect },
+        Verdict::Ambiguous | Verdict::ServerError => Outcome::Ambiguous { retry_in, blame: Blame::Passing },
+        Verdict::RateLimited(wait) => Outcome::Refused { retry_in: *wait, blame: Blame::Nobody },
+        // The circuit is open from now on: whoever claims it next speaks with a token that is accepted.
+        Verdict::Account => Outcome::Refused { retry_in: base, blame: Blame::Nobody },
         Verdict::Room => Outcome::RoomFault { reason: "the homeserver forbids it in this room".to_owned() },
         Verdict::Own(hint) => Outcome::OwnFault { hint },
-        Verdict::Unknown if attempts + 1 >= MAX_ATTEMPTS => {
-            Outcome::OwnFault { hint: "the homeserver refused it again and again: see the attempts" }
+        Verdict::Unknown if over_budget => {
+            Outcome::GaveUp { hint: "for three days the homeserver refused it: see the attempts, then requeue it" }
         }
-        Verdict::Unknown => Outcome::Refused { retry_in, own_fault: true },
+        Verdict::Unknown => Outcome::Refused { retry_in, blame: Blame::Suspect },
+    }
+}
+
+/// What follows when an attempt was broken off: by a fault of ours, or because the process stops. Nobody knows how far its
+/// request got.
+pub(crate) fn broken_off(stopping: bool, base: Duration, history: &History) -> Outcome {
+    let retry_in = backoff(base, history.failures, 0.5);
+    if stopping {
+        Outcome::Ambiguous { retry_in, blame: Blame::Nobody }
+    } else if history.attempts + 1 >= MAX_ATTEMPTS {
+        Outcome::OwnFault { hint: "this program failed on it again and again: please report what its log says" }
+    } else {
+        Outcome::Ambiguous { retry_in, blame: Blame::Own }
     }
 }
 
@@ -140,9 +212,10 @@ mod tests {
         let own = |failure: &Failure| matches!(judge(failure), Verdict::Own(_));
         assert_eq!(judge(&Failure::NotSent(String::new())), Verdict::Down);
         assert_eq!(judge(&Failure::NoAnswer(String::new())), Verdict::Ambiguous);
+        assert_eq!(judge(&Failure::NotBuilt(String::new())), Verdict::Unknown);
         for status in [500, 502, 503, 504, 520, 524] {
             assert_eq!(judge(&refused(status, None)), Verdict::Ambiguous, "{status}");
-            assert_eq!(judge(&refused(status, Some("M_UNKNOWN"))), Verdict::Ambiguous, "{status}");
+            assert_eq!(judge(&refused(status, Some("M_UNKNOWN"))), Verdict::ServerError, "{status}");
         }
         assert_eq!(judge(&refused(401, Some("M_UNKNOWN_TOKEN"))), Verdict::Account);
         assert_eq!(judge(&refused(403, Some("M_FORBIDDEN"))), Verdict::Room);
@@ -169,22 +242,63 @@ mod tests {
         let waits: Vec<_> = (0..4).map(|failures| backoff(base, failures, 0.5).as_secs()).collect();
         assert_eq!(waits, [1, 2, 4, 8]);
         assert_eq!(backoff(base, 1000, 0.5), MAX_BACKOFF);
+        let verdicts =
+            [Verdict::Down, Verdict::Ambiguous, Verdict::ServerError, Verdict::RateLimited(base), Verdict::Account];
         for failures in [0, 7, 8, 100_000] {
-            for verdict in [Verdict::Down, Verdict::Ambiguous, Verdict::RateLimited(base), Verdict::Account] {
-                let outcome = outcome(&verdict, base, failures, 7, 0.5);
-                assert!(
-                    matches!(outcome, Outcome::Refused { own_fault: false, .. } | Outcome::Ambiguous { .. }),
-                    "{verdict:?} after {failures} failures: {outcome:?}"
+            for verdict in &verdicts {
+                let history = History { failures, attempts: 7, suspected_for: Some(BUDGET), others_delivered: false };
+                let outcome = outcome(verdict, base, &history, 0.5);
+                let harmless = matches!(
+                    outcome,
+                    Outcome::Refused { blame: Blame::Nobody | Blame::Passing, .. }
+                        | Outcome::Ambiguous { blame: Blame::Passing, .. }
                 );
+                assert!(harmless, "{verdict:?} after {failures} failures: {outcome:?}");
             }
         }
     }
 
+    fn after(verdict: &Verdict, history: History) -> Outcome {
+        outcome(verdict, Duration::from_secs(1), &history, 0.5)
+    }
+
     #[test]
-    fn an_unknown_refusal_burns_attempts_and_then_dies() {
-        let base = Duration::from_secs(1);
-        let after = |attempts| outcome(&Verdict::Unknown, base, attempts, attempts, 0.5);
-        assert!(matches!(after(6), Outcome::Refused { own_fault: true, .. }));
-        assert!(matches!(after(7), Outcome::OwnFault { .. }));
+    fn an_unknown_refusal_is_given_up_after_its_budget_of_time_and_not_before() {
+        let tried =
+            |suspected_for| after(&Verdict::Unknown, History { attempts: 100, suspected_for, ..History::default() });
+        assert!(matches!(tried(None), Outcome::Refused { blame: Blame::Suspect, .. }));
+        let nearly = BUDGET.checked_sub(Duration::from_secs(1));
+        assert!(matches!(tried(nearly), Outcome::Refused { blame: Blame::Suspect, .. }));
+        assert!(matches!(tried(Some(BUDGET)), Outcome::GaveUp { .. }));
+    }
+
+    #[test]
+    fn a_server_error_is_its_own_fault_the_fifth_time_if_others_were_delivered_in_between() {
+        let tried = |attempts, others_delivered| {
+            after(&Verdict::ServerError, History { attempts, others_delivered, ..History::default() })
+        };
+        assert!(matches!(tried(3, true), Outcome::Ambiguous { blame: Blame::Own, .. }));
+        assert!(matches!(tried(4, true), Outcome::OwnFault { .. }));
+        assert!(matches!(tried(4, false), Outcome::Ambiguous { blame: Blame::Passing, .. }));
+    }
+
+    #[test]
+    fn silence_is_given_up_after_its_budget_only_while_others_are_delivered() {
+        let tried = |others_delivered, suspected_for| {
+            after(&Verdict::Ambiguous, History { suspected_for, others_delivered, ..History::default() })
+        };
+        assert!(matches!(tried(true, None), Outcome::Ambiguous { blame: Blame::Suspect, .. }));
+        assert!(matches!(tried(false, Some(BUDGET)), Outcome::Ambiguous { blame: Blame::Passing, .. }));
+        assert!(matches!(tried(true, Some(BUDGET)), Outcome::GaveUp { .. }));
+    }
+
+    #[test]
+    fn a_fault_of_ours_burns_attempts_until_it_is_dead_and_a_stop_burns_none() {
+        let broken = |stopping, attempts| {
+            broken_off(stopping, Duration::from_secs(1), &History { attempts, ..History::default() })
+        };
+        assert!(matches!(broken(false, 6), Outcome::Ambiguous { blame: Blame::Own, .. }));
+        assert!(matches!(broken(false, 7), Outcome::OwnFault { .. }));
+        assert!(matches!(broken(true, 100), Outcome::Ambiguous { blame: Blame::Nobody, .. }));
     }
 }

@@ -21,7 +21,9 @@ pub use messages::{
     Edited, Message, MessageHead, NewMessage, PageRequest, delete_message, edit_message, find_message, insert_message,
     message, messages,
 };
-pub use rooms::{RoomPlan, load_room_mapping, lookup_conversation_by_room_id, room_plan, save_room_mapping};
+pub use rooms::{
+    RoomPlan, load_room_mapping, lookup_conversation_by_room_id, replace_room, room_plan, save_room_mapping,
+};
 
 /// Why a write or a read of chat was refused or failed.
 #[derive(Debug, thiserror::Error)]

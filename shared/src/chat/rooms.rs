@@ -73,6 +73,30 @@ pub async fn save_room_mapping(
     .await
 }
 
+/// The conversation goes on in another room, which is not known to be whole yet. False when it had left the old one
+/// already.
+pub async fn replace_room(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    old: &RoomId,
+    new: &RoomId,
+) -> Result<bool, sqlx::Error> {
+    let replaced = sqlx::query!(
+        r#"
+        update matrix_room_mappings
+        set matrix_room_id = $3, predecessor_room_id = $2, created_at = outbox_now(), ready_at = null
+        where conversation_id = $1 and matrix_room_id = $2
+        "#,
+        conversation_id.as_uuid(),
+        old.as_str(),
+        new.as_str(),
+    )
+    .execute(conn)
+    .await?
+    .rows_affected();
+    Ok(replaced == 1)
+}
+
 /// The room of a conversation, and whether it is known to be whole.
 pub async fn load_room_mapping(
     conn: &mut PgConnection,

@@ -145,6 +145,9 @@ pub struct DeliveryArgs {
     /// The first wait after a failed attempt; doubles up to five minutes [default: 1s]
     #[arg(long, env = "OUTBOX_BACKOFF", value_name = "DURATION")]
     pub outbox_backoff: Option<String>,
+    /// How often to ask a homeserver that is down whether it is back [default: 1s]
+    #[arg(long, env = "OUTBOX_PROBE", value_name = "DURATION")]
+    pub outbox_probe: Option<String>,
     /// For how long the homeserver remembers a transaction id [default: 20h]
     #[arg(long, env = "OUTBOX_DEDUPE_WINDOW", value_name = "DURATION")]
     pub outbox_dedupe_window: Option<String>,
@@ -191,6 +194,8 @@ pub struct DeliveryConfig {
     pub http_timeout: Duration,
     /// The first wait after a failed attempt.
     pub backoff: Duration,
+    /// How often to ask a homeserver that is down whether it is back.
+    pub probe: Duration,
     /// An ambiguous attempt older than this is looked up before it is repeated.
     pub dedupe_window: Duration,
 }
@@ -405,6 +410,7 @@ impl Checked {
         let slots = self.number("OUTBOX_SLOTS", args.outbox_slots.as_ref(), 128, 2, 4096);
         let http = self.duration("OUTBOX_HTTP_TIMEOUT", args.outbox_http_timeout.as_ref(), ms(10_000), ms(100));
         let backoff = self.duration("OUTBOX_BACKOFF", args.outbox_backoff.as_ref(), ms(1000), ms(1));
+        let probe = self.duration("OUTBOX_PROBE", args.outbox_probe.as_ref(), ms(1000), ms(10));
         let window =
             self.duration("OUTBOX_DEDUPE_WINDOW", args.outbox_dedupe_window.as_ref(), ms(20 * 3_600_000), ms(0));
         let (lease, http_timeout) = (lease?, http?);
@@ -420,6 +426,7 @@ impl Checked {
             slots: usize::try_from(slots?).ok()?,
             http_timeout,
             backoff: backoff?,
+            probe: probe?,
             dedupe_window: window?,
         })
     }

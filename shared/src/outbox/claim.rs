@@ -105,8 +105,12 @@ pub struct ClaimedOperation {
     pub mode: Mode,
     /// Attempts that failed by its own fault.
     pub attempts: i32,
-    /// Attempts in a row that failed for any reason.
+    /// Attempts in a row that failed for any reason but a rate limit.
     pub failures: i32,
+    /// How long ago it first failed in a way that may be its own fault.
+    pub suspected_for: Option<Duration>,
+    /// How long ago it last failed.
+    pub since_failure: Option<Duration>,
     /// When it was enqueued.
     pub enqueued_at: OffsetDateTime,
     /// How long it has waited, by the database's clock.
@@ -117,14 +121,16 @@ pub struct ClaimedOperation {
     pub device: String,
     /// When an attempt may first have reached the homeserver.
     pub maybe_sent_at: Option<OffsetDateTime>,
+    /// The room that it would then stand in, if the conversation has had another one since.
+    pub maybe_sent_to: Option<RoomId>,
     /// The author of the message.
     pub author_id: Option<UserId>,
     /// The sealed text of the revision; none once it was wiped.
     pub body: Option<Vec<u8>>,
     /// The operation that sent the message which this one edits.
     pub original_outbox_id: Option<OutboxId>,
-    /// The event which this one edits, once known.
-    pub original_event_id: Option<EventId>,
+    /// The event which this one edits, once known, and the room that has it.
+    pub original: Option<(EventId, RoomId)>,
     /// What a redaction is aimed at.
     pub target: Option<Target>,
 }
@@ -134,8 +140,8 @@ pub struct ClaimedOperation {
 pub struct Target {
     /// The operation whose event goes.
     pub outbox_id: OutboxId,
-    /// Its event, once known.
-    pub event_id: Option<EventId>,
+    /// Its event, once known, and the room that has it.
+    pub event: Option<(EventId, RoomId)>,
     /// Whether it may stand in the room although no event is known, and as whose.
     pub maybe_sent: Option<MaybeSent>,
 }
@@ -313,6 +319,8 @@ struct DueRow {
     revision: Option<i32>,
     attempts: i32,
     failures: i32,
+    first_failed_at: Option<OffsetDateTime>,
+    last_failed_at: Option<OffsetDateTime>,
     enqueued_at: OffsetDateTime,
     maybe_sent_at: Option<OffsetDateTime>,
     sender: Option<String>,
@@ -324,13 +332,16 @@ struct DueRow {
     original_outbox_id: Option<OutboxId>,
     body: Option<Vec<u8>>,
     original_event_id: Option<EventId>,
+    original_room_id: Option<RoomId>,
     target_event_id: Option<EventId>,
+    target_room_id: Option<RoomId>,
     target_sender: Option<String>,
     target_device: Option<String>,
     target_maybe_sent_at: Option<OffsetDateTime>,
     target_kind: Option<String>,
     target_revision: Option<i32>,
     room_id: Option<RoomId>,
+    predecessor_room_id: Option<RoomId>,
 }
 
 /// The first operations of each lane, up to the first that is not due or of a kind that only a newer release knows.
@@ -346,16 +357,20 @@ async fn due_operations(
         r#"
         select o.conversation_id as "conversation_id!: ConversationId", o.lane_id as "lane_id!: LaneId",
             o.seq as "seq!", o.outbox_id as "outbox_id!: OutboxId", o.kind as "kind!", o.subject_id as "subject_id!",
-            o.revision, o.attempts as "attempts!", o.failures as "failures!", o.enqueued_at as "enqueued_at!",
+            o.revision, o.attempts as "attempts!", o.failures as "failures!", o.first_failed_at, o.last_failed_at,
+            o.enqueued_at as "enqueued_at!",
             o.maybe_sent_at, o.sender, o.device, o.target_outbox_id as "target_outbox_id: OutboxId",
             s.event_id as "known_event_id?: EventId",
             m.author_id as "author_id?: UserId", m.deleted_at is not null as "deleted!",
             m.send_outbox_id as "original_outbox_id?: OutboxId",
             r.body as "body?", original.event_id as "original_event_id?: EventId",
-            target.event_id as "target_event_id?: EventId",
+            original.room_id as "original_room_id?: RoomId",
+            target.event_id as "target_event_id?: EventId", target.room_id as "target_room_id?: RoomId",
             w.sender as "target_sender?", w.device as "target_device?", w.maybe_sent_at as "target_maybe_sent_at?",
             w.kind as "target_kind?", w.revision as "target_revision?",
-            room.matrix_room_id as "room_id?: RoomId"
+            case when room.ready_at is not null then room.matrix_room_id end as "room_id: RoomId",
+            case when o.maybe_sent_at <= room.created_at then room.predecessor_room_id
+                end as "predecessor_room_id: RoomId"
         from unnest($1::uuid[], $2::uuid[]) as l (conversation_id, lane_id)
         cross join lateral (
             select first.*, bool_and(first.due_at <= $4) over (order by first.seq) as ready
@@ -376,7 +391,7 @@ async fn due_operations(
             and target.outbox_id = o.target_outbox_id
         left join withdrawn_operations w on w.conversation_id = o.conversation_id
             and w.outbox_id = o.target_outbox_id
-        left join matrix_room_mappings room on room.conversation_id = o.conversation_id and room.ready_at is not null
+        left join matrix_room_mappings room on room.conversation_id = o.conversation_id
         where o.ready
         order by o.conversation_id, o.lane_id, o.seq
         "#,
@@ -425,9 +440,10 @@ impl DueRow {
             None if old && !kind.is_state() => Mode::LookUp,
             None => Mode::Put,
         };
+        let age = |since: OffsetDateTime| (now - since).try_into().ok();
         let target = self.target_outbox_id.map(|outbox_id| Target {
             outbox_id,
-            event_id: self.target_event_id,
+            event: self.target_event_id.zip(self.target_room_id),
             maybe_sent: match (self.target_sender, self.target_device, self.target_maybe_sent_at) {
                 (Some(sender), Some(device), Some(at)) => {
                     let kind = self.target_kind.as_deref().and_then(Kind::parse).unwrap_or(Kind::Message);
@@ -447,15 +463,18 @@ impl DueRow {
             mode,
             attempts: self.attempts,
             failures: self.failures,
+            suspected_for: self.first_failed_at.and_then(age),
+            since_failure: self.last_failed_at.and_then(age),
             enqueued_at: self.enqueued_at,
             waited: (now - self.enqueued_at).try_into().unwrap_or_default(),
             sender,
             device,
             maybe_sent_at: self.maybe_sent_at,
+            maybe_sent_to: self.predecessor_room_id,
             author_id: self.author_id,
             body: self.body,
             original_outbox_id: self.original_outbox_id,
-            original_event_id: self.original_event_id,
+            original: self.original_event_id.zip(self.original_room_id),
             target,
         }
     }

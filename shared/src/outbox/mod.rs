@@ -58,7 +58,7 @@ pub use enqueue::{Operation, enqueue};
 pub use evidence::{Evidence, late_evidence, membership_echo};
 pub use park::{Requeued, discard, expire, hold, pause, requeue, resume, unpause};
 pub use revise::{Deletion, delete, edit};
-pub use settle::{Attempt, OperationResult, Outcome, Settled, Settlement, settle};
+pub use settle::{Attempt, Blame, OperationResult, Outcome, Settled, Settlement, settle};
 pub use view::{AttemptView, Delivery, Explanation, explain};
 pub use wake::{CHANNEL, Wake, WakeListener};
 

@@ -15,6 +15,19 @@ use crate::{
     ids::{ConversationId, EventId, LaneId, OutboxId, RoomId, WorkerId},
 };
 
+/// Whose fault it is that an attempt failed: what is counted against the operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// Nobody's: it waits for as long as it was told, and the next wait does not grow.
+    Nobody,
+    /// The homeserver's or the network's: the next wait grows.
+    Passing,
+    /// Perhaps its own: its budget of time runs from the first such failure on.
+    Suspect,
+    /// Its own: an attempt is burnt too.
+    Own,
+}
+
 /// How the attempt at an operation ended.
 #[derive(Debug, Clone)]
 pub enum Outcome {
@@ -31,13 +44,15 @@ pub enum Outcome {
     Refused {
         /// For how long.
         retry_in: Duration,
-        /// True when the fault may be the operation's own, so that its budget of attempts shrinks.
-        own_fault: bool,
+        /// Whose fault it is.
+        blame: Blame,
     },
     /// Nobody knows whether it was accepted.
     Ambiguous {
         /// For how long it waits before it is tried again in the same way.
         retry_in: Duration,
+        /// Whose fault it is.
+        blame: Blame,
     },
     /// The room does not take it: the lane is held until somebody acts.
     RoomFault {
@@ -46,6 +61,11 @@ pub enum Outcome {
     },
     /// The homeserver will never take it.
     OwnFault {
+        /// What an operator can do.
+        hint: &'static str,
+    },
+    /// It was tried for as long as such a failure is tried.
+    GaveUp {
         /// What an operator can do.
         hint: &'static str,
     },
@@ -65,6 +85,7 @@ impl Outcome {
             Self::Ambiguous { .. } => "ambiguous",
             Self::RoomFault { .. } => "room_fault",
             Self::OwnFault { .. } => "own_fault",
+            Self::GaveUp { .. } => "gave_up",
             Self::ParentDead => "parent_dead",
             Self::NotThere => "not_there",
         }
@@ -456,19 +477,17 @@ async fn settle_failure(
     let operation = &result.operation;
     match &result.outcome {
         Outcome::Delivered { .. } | Outcome::Done => {}
-        Outcome::Refused { retry_in, own_fault } => {
-            wait(conn, claim, operation, now, *retry_in, None, *own_fault).await?;
-        }
-        Outcome::Ambiguous { retry_in } => {
+        Outcome::Refused { retry_in, blame } => wait(conn, claim, operation, now, *retry_in, None, *blame).await?,
+        Outcome::Ambiguous { retry_in, blame } => {
             // Not when it is settled, which may be a day later if the database was away: the homeserver forgets
             // meanwhile. The claim came before the attempt.
-            wait(conn, claim, operation, now, *retry_in, Some(lane.claimed_at), false).await?;
+            wait(conn, claim, operation, now, *retry_in, Some(lane.claimed_at), *blame).await?;
         }
         Outcome::RoomFault { reason } => lane.hold = Some(reason.clone()),
-        Outcome::OwnFault { .. } if operation.kind.holds_its_lane() || closes(operation) => {
+        Outcome::OwnFault { .. } | Outcome::GaveUp { .. } if operation.kind.holds_its_lane() || closes(operation) => {
             lane.hold = Some(format!("{} {} was refused for good", operation.kind.as_str(), operation.outbox_id));
         }
-        Outcome::OwnFault { .. } | Outcome::ParentDead => {
+        Outcome::OwnFault { .. } | Outcome::GaveUp { .. } | Outcome::ParentDead => {
             lane.gone += bury(conn, claim, result, now, settled).await?;
         }
         Outcome::NotThere => lane.gone += withdraw(conn, claim, operation, now).await?,
@@ -488,7 +507,7 @@ async fn wait(
     now: OffsetDateTime,
     retry_in: Duration,
     maybe_sent_at: Option<OffsetDateTime>,
-    own_fault: bool,
+    blame: Blame,
 ) -> Result<(), sqlx::Error> {
     sqlx::query!(
         r#"
@@ -496,8 +515,9 @@ async fn wait(
         set due_at = $4,
             maybe_sent_at = coalesce(maybe_sent_at, $5),
             attempts = attempts + $6,
-            failures = failures + 1,
-            first_failed_at = coalesce(first_failed_at, $7)
+            failures = failures + $7,
+            first_failed_at = case when $8 then coalesce(first_failed_at, $9) else first_failed_at end,
+            last_failed_at = $9
         where conversation_id = $1 and lane_id = $2 and seq = $3
         "#,
         claim.conversation_id.as_uuid(),
@@ -505,7 +525,9 @@ async fn wait(
         operation.seq,
         now + retry_in,
         maybe_sent_at,
-        i32::from(own_fault),
+        i32::from(blame == Blame::Own),
+        i32::from(blame != Blame::Nobody),
+        matches!(blame, Blame::Suspect | Blame::Own),
         now,
     )
     .execute(conn)
@@ -540,6 +562,7 @@ async fn bury(
     }
     let (cause, hint) = match &result.outcome {
         Outcome::OwnFault { hint } => ("own_fault", *hint),
+        Outcome::GaveUp { hint } => ("gave_up", *hint),
         _ => ("parent_dead", super::PARENT_DEAD_HINT),
     };
     let errcode = result.attempt.as_ref().and_then(|attempt| attempt.errcode.clone());

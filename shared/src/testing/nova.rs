@@ -28,11 +28,12 @@ pub const JWT_SECRET: &str = "a secret for tests, long enough for HS256";
 pub const CONTENT_KEYS: &str = "test:AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 
 /// Short leases, polls and backoffs: what takes minutes in production takes tenths of a second in tests.
-const QUICK: [(&str, &str); 6] = [
+const QUICK: [(&str, &str); 7] = [
     ("OUTBOX_LEASE", "2s"),
     ("OUTBOX_POLL", "50ms"),
     ("OUTBOX_HTTP_TIMEOUT", "1s"),
     ("OUTBOX_BACKOFF", "20ms"),
+    ("OUTBOX_PROBE", "100ms"),
     ("LOG_FORMAT", "json"),
     ("RUST_LOG", "info"),
 ];

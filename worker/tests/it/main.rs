@@ -1,6 +1,7 @@
 //! The worker, run as a program against a real Postgres, the fake homeserver and a real Synapse.
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
+mod blame;
 mod configuration;
 mod delivery;
 mod drill;
@@ -8,7 +9,9 @@ mod failpoints;
 mod fairness;
 mod members;
 mod order;
+mod outage;
 mod revisions;
+mod rooms;
 mod scene;
 mod takeover;
 mod thread;

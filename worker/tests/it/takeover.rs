@@ -300,3 +300,32 @@ async fn what_was_deleted_and_is_older_than_the_homeservers_memory_is_looked_for
         assert!((metric(&worker, "outbox_lookups_total").await - 1.0).abs() < 0.1);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_the_database_refuses_stalls_no_other_lane_and_is_sent_once_all_the_same() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let scene = Scene::new(&home).await;
+    let worker = scene.worker().await;
+    let (conversation, room) = scene.begun().await;
+    let (elsewhere, _) = scene.begun().await;
+    scene.drained().await;
+    let held = fake.on_send().body_contains("cursed").hold().once();
+    let cursed = id(&scene.ada.post(&conversation, "cursed").await.expect(201));
+    held.arrived().await;
+    let refuse = format!("alter table sent_events add constraint refuses check (subject_id <> '{cursed}') not valid");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(refuse)).execute(&scene.database.pool).await.unwrap();
+    held.release();
+    eventually("its settlement is given up", || async {
+        (metric(&worker, "outbox_settlements_refused_total").await >= 1.0).then_some(())
+    })
+    .await;
+    for n in 0..5 {
+        let other = id(&scene.ada.post(&elsewhere, &format!("{n}")).await.expect(201));
+        scene.ada.delivered(&other).await;
+    }
+    sqlx::raw_sql("alter table sent_events drop constraint refuses").execute(&scene.database.pool).await.unwrap();
+    let behind = id(&scene.ada.post(&conversation, "behind").await.expect(201));
+    scene.ada.delivered(&behind).await;
+    assert_eq!(shape(&fake.timeline(&room)), ["begun", "cursed", "behind"]);
+}

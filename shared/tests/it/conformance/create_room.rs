@@ -12,6 +12,7 @@ laws!(
     of_racing_creations_with_one_alias_one_succeeds,
     an_alias_resolves_without_a_token,
     an_alias_is_put_once,
+    an_alias_is_deleted_by_whoever_made_it,
     a_malformed_invite_makes_no_room,
     an_unknown_local_user_can_be_invited,
     an_unreachable_remote_user_leaves_room_and_alias,
@@ -97,6 +98,21 @@ async fn an_alias_resolves_without_a_token(hs: &Target) {
     let answer = nobody.call(Method::GET, &path, &[], None).await.unwrap();
     assert_eq!(answer, json!({ "room_id": room, "servers": [hs.home.server_name] }));
     assert_refused!(nobody.resolve_alias(&hs.alias(&random("room"))).await, 404, "M_NOT_FOUND");
+}
+
+async fn an_alias_is_deleted_by_whoever_made_it(hs: &Target) {
+    let (user, stranger) = (hs.user().await, hs.user().await);
+    let name = random("room");
+    let alias = hs.alias(&name);
+    let room = user.create_room(&json!({ "room_alias_name": name })).await.unwrap();
+    let path = ["directory", "room", &alias];
+    assert_refused!(stranger.call(Method::DELETE, &path, &[], None).await, 403, "M_FORBIDDEN");
+    assert_eq!(user.resolve_alias(&alias).await.unwrap(), room);
+    // Also after whoever made it has left the room.
+    user.leave(&room).await.unwrap();
+    user.call(Method::DELETE, &path, &[], None).await.unwrap();
+    assert_refused!(user.resolve_alias(&alias).await, 404, "M_NOT_FOUND");
+    assert_refused!(user.call(Method::DELETE, &path, &[], None).await, 404, "M_NOT_FOUND");
 }
 
 async fn an_alias_is_put_once(hs: &Target) {

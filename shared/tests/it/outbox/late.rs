@@ -4,7 +4,7 @@ use shared::{
     outbox::{Deletion, Kind, Mode, OperationResult, Outcome, Requeued},
 };
 
-use super::world::{End, Lane, Posted, Worker, World, echo, event_of, result};
+use super::world::{End, Lane, Posted, Worker, World, echo, event_of, result, room};
 
 /// A message that may have been sent, and died.
 async fn dead_maybe_sent(lane: &Lane) -> Posted {
@@ -43,13 +43,13 @@ async fn what_arrives_after_its_lookup_found_nothing_is_redacted() {
     let looked_up = lane.step(&worker, End::NotThere).await;
     assert_eq!(looked_up.mode, Mode::Close { look_up: true });
     let redaction = lane.step(&worker, End::NotThere).await;
-    assert!(redaction.target.is_some_and(|target| target.event_id.is_none() && target.maybe_sent.is_some()));
+    assert!(redaction.target.is_some_and(|target| target.event.is_none() && target.maybe_sent.is_some()));
     assert_eq!(lane.picture().await, "given up: message 1?");
 
     assert!(message_arrives(&lane, &posted).await);
     assert_eq!(lane.picture().await, "live: redact message 1; sent: message 1");
     let redaction = lane.step(&worker, End::Delivered).await;
-    assert_eq!(redaction.target.unwrap().event_id, Some(event_of(posted.outbox_id)));
+    assert_eq!(redaction.target.unwrap().event, Some((event_of(posted.outbox_id), room())));
     assert!(!message_arrives(&lane, &posted).await, "once");
     assert_eq!(lane.picture().await, "sent: message 1, redact message 1");
 }
@@ -160,7 +160,10 @@ async fn a_redaction_without_a_target_looks_once_more_before_it_goes() {
     let settled = lane.settle(&worker, &claimed, &[End::NotThere]).await;
     assert_eq!(settled.finished, 0);
     assert_eq!(lane.picture().await, "live: redact message 1; sent: message 1");
-    assert_eq!(lane.step(&worker, End::Delivered).await.target.unwrap().event_id, Some(event_of(posted.outbox_id)));
+    assert_eq!(
+        lane.step(&worker, End::Delivered).await.target.unwrap().event,
+        Some((event_of(posted.outbox_id), room()))
+    );
 }
 
 #[tokio::test]
@@ -173,7 +176,7 @@ async fn a_redaction_whose_target_was_never_sent_is_done() {
     lane.settle(&worker, &claimed, &[End::OwnFault]).await;
     assert_eq!(lane.picture().await, "live: redact", "the refused operation is gone");
     let redaction = lane.step(&worker, End::NotThere).await;
-    assert!(redaction.target.is_some_and(|target| target.event_id.is_none() && target.maybe_sent.is_none()));
+    assert!(redaction.target.is_some_and(|target| target.event.is_none() && target.maybe_sent.is_none()));
     assert_eq!(lane.picture().await, "");
 }
 
@@ -192,7 +195,10 @@ async fn what_a_redaction_learns_of_its_target_is_written_down() {
     let refused = OperationResult { found: vec![closed], ..result(&claimed.operations[0], End::Refused) };
     lane.settle_results(&worker, claimed.claim, vec![refused]).await;
     assert_eq!(lane.picture().await, "live: redact message 1; sent: message 1");
-    assert_eq!(lane.step(&worker, End::Delivered).await.target.unwrap().event_id, Some(event_of(posted.outbox_id)));
+    assert_eq!(
+        lane.step(&worker, End::Delivered).await.target.unwrap().event,
+        Some((event_of(posted.outbox_id), room()))
+    );
     assert_eq!(lane.picture().await, "sent: message 1, redact message 1");
 }
 

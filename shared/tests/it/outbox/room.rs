@@ -134,13 +134,14 @@ impl Room {
         }
         if operation.kind == Kind::Edit && !request.void {
             let in_batch = || operation.original_outbox_id.and_then(|original| events.get(&original));
-            if operation.original_event_id.as_ref().or_else(in_batch).is_none() {
+            if operation.original.as_ref().map(|(event_id, _)| event_id).or_else(in_batch).is_none() {
                 return Ok(Err(End::ParentDead));
             }
         }
         if operation.kind == Kind::Redact {
             let target = operation.target.as_ref().unwrap();
-            let known = target.event_id.clone().or_else(|| events.get(&target.outbox_id).cloned());
+            let known =
+                target.event.clone().map(|(event_id, _)| event_id).or_else(|| events.get(&target.outbox_id).cloned());
             request.redacts = match (known, &target.maybe_sent) {
                 (Some(event_id), _) => Some(event_id),
                 (None, None) => return Ok(Err(End::NotThere)),

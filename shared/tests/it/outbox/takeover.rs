@@ -4,7 +4,7 @@ use std::time::Duration;
 use shared::outbox::{self, Deletion, Kind, Mode, Requeued};
 use time::OffsetDateTime;
 
-use super::world::{End, Lane, Worker, World, echo, event_of, result};
+use super::world::{End, LEASE, Lane, Worker, World, echo, event_of, result};
 
 /// Each live row: when it may first have been sent, by whom.
 async fn marks(lane: &Lane) -> Vec<(Option<OffsetDateTime>, Option<String>, Option<String>)> {
@@ -92,6 +92,31 @@ async fn an_attempt_that_is_settled_a_day_late_is_looked_up() {
     let settled = lane.settle(&worker, &claimed, &[End::Ambiguous]).await;
     assert!(settled.fenced.is_empty(), "nobody took the lane over");
     assert_eq!(lane.claim(&worker, 1).await.operations[0].mode, Mode::LookUp);
+}
+
+#[tokio::test]
+async fn a_lane_that_somebody_has_locked_keeps_no_other_lease_from_being_renewed() {
+    let world = World::new().await;
+    let (locked, free) = (world.lane().await, world.lane().await);
+    let worker = Worker::new();
+    let mut claims = Vec::new();
+    for lane in [&locked, &free] {
+        lane.post("one").await;
+        claims.push(lane.claim(&worker, 1).await.claim);
+    }
+    let mut slow = world.begin().await;
+    locked.turn(&mut slow).await.unwrap();
+    sqlx::query("select 1 from lanes where conversation_id = $1 for update")
+        .bind(locked.id.as_uuid())
+        .execute(&mut *slow)
+        .await
+        .unwrap();
+    world.advance(LEASE / 2).await;
+    let mut conn = world.pool.acquire().await.unwrap();
+    sqlx::query("set lock_timeout = '5s'").execute(&mut *conn).await.unwrap();
+    assert_eq!(outbox::renew(&mut conn, worker.id, &claims, LEASE).await.unwrap(), claims[..1]);
+    slow.commit().await.unwrap();
+    assert_eq!(outbox::renew(&mut conn, worker.id, &claims, LEASE).await.unwrap(), []);
 }
 
 #[tokio::test]

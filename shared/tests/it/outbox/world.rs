@@ -5,7 +5,7 @@ use shared::{
     chat::{self, ChatError, Edited, NewMessage, Turn},
     ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId, UserId, WorkerId},
     outbox::{
-        self, Attempt, ClaimRequest, Claimed, ClaimedOperation, Deletion, Evidence, Kind, LaneClaim, LaneClass,
+        self, Attempt, Blame, ClaimRequest, Claimed, ClaimedOperation, Deletion, Evidence, Kind, LaneClaim, LaneClass,
         Operation, OperationResult, Outcome, Requeued, Settled, Settlement,
     },
     seal::KeyRing,
@@ -107,9 +107,9 @@ impl End {
         match self {
             Self::Delivered => Outcome::Delivered { event_id: event_of(operation.outbox_id), room_id: room() },
             Self::Done => Outcome::Done,
-            Self::Refused => Outcome::Refused { retry_in: Duration::ZERO, own_fault: false },
-            Self::RefusedFor(retry_in) => Outcome::Refused { retry_in, own_fault: false },
-            Self::Ambiguous => Outcome::Ambiguous { retry_in: Duration::ZERO },
+            Self::Refused => Outcome::Refused { retry_in: Duration::ZERO, blame: Blame::Passing },
+            Self::RefusedFor(retry_in) => Outcome::Refused { retry_in, blame: Blame::Passing },
+            Self::Ambiguous => Outcome::Ambiguous { retry_in: Duration::ZERO, blame: Blame::Passing },
             Self::RoomFault => Outcome::RoomFault { reason: "forbidden".to_owned() },
             Self::OwnFault => Outcome::OwnFault { hint: "too large" },
             Self::ParentDead => Outcome::ParentDead,
