@@ -7,6 +7,7 @@ mod delivery;
 mod drill;
 mod failpoints;
 mod fairness;
+mod hour;
 mod members;
 mod order;
 mod outage;
