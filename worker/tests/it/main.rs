@@ -14,6 +14,7 @@ mod outage;
 mod revisions;
 mod rooms;
 mod scene;
+mod synapse;
 mod takeover;
 mod thread;
 mod toggling;

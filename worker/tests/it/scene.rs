@@ -32,7 +32,7 @@ impl Home {
         .await
     }
 
-    async fn at(address: HomeserverAddress) -> Self {
+    pub(crate) async fn at(address: HomeserverAddress) -> Self {
         let account = service_account(&address).await;
         Self { address, account }
     }
