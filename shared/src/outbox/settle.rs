@@ -10,7 +10,10 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{ClaimedOperation, Evidence, Kind, LaneClaim};
-use crate::ids::{ConversationId, EventId, LaneId, OutboxId, RoomId, WorkerId};
+use crate::{
+    failpoint::{Point, reach},
+    ids::{ConversationId, EventId, LaneId, OutboxId, RoomId, WorkerId},
+};
 
 /// Whose fault it is that an attempt failed: what is counted against the operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,6 +193,7 @@ pub async fn settle(
     if held.is_empty() {
         return Ok(settled);
     }
+    reach(Point::SettleLocked);
     let mut lanes: HashMap<(ConversationId, LaneId), Lane<'_>> = held
         .into_iter()
         .map(|(settlement, claimed_at)| {
@@ -199,17 +203,21 @@ pub async fn settle(
         .collect();
 
     let known = known_evidence(conn, &lanes).await?;
+    reach(Point::SettleRead);
     finish_delivered(conn, &mut lanes, &known, &mut settled).await?;
     for lane in lanes.values_mut() {
         let settlement = lane.settlement;
         for result in &settlement.results {
             if !result.outcome.lets_the_next_go() && !known.contains(&result.operation.outbox_id) {
                 settle_failure(conn, lane, result, now, &mut settled).await?;
+                reach(Point::SettleWaited);
             }
         }
     }
     append_attempts(conn, worker_id, now, &lanes).await?;
+    reach(Point::SettleAppended);
     release(conn, now, &lanes).await?;
+    reach(Point::SettleReleased);
     Ok(settled)
 }
 
@@ -372,6 +380,7 @@ async fn finish_delivered(
     )
     .fetch_all(conn)
     .await?;
+    reach(Point::SettleDeleted);
     for row in deleted {
         if let Some(lane) = lanes.get_mut(&(row.conversation_id, row.lane_id)) {
             lane.gone += 1;
@@ -433,6 +442,7 @@ impl SentColumns {
         )
         .execute(&mut *conn)
         .await?;
+        reach(Point::SettleProved);
         sqlx::query!(
             r#"
             update messages m
@@ -450,6 +460,7 @@ impl SentColumns {
         )
         .execute(conn)
         .await?;
+        reach(Point::SettleTold);
         Ok(())
     }
 }
