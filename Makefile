@@ -4,9 +4,11 @@ STACK := deploy/local/stack
 
 # Builds need no database: sqlx reads .sqlx, which `make lint` checks and `make sqlx` renews.
 export SQLX_OFFLINE := true
+# What `make drill` is told.
+export DRILL SEED OPERATIONS KILLS
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down build test bench lint deny fmt sqlx clean-local
+.PHONY: help demo up down build test bench drill lint deny fmt sqlx clean-local
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +33,11 @@ bench: ## measure writes, drain, latency and claims beside their limits; BENCH_A
 	cargo build --release $(ALL) --bins
 	cargo bench $(ALL) --bench outbox --no-run
 	$(STACK) test --no-synapse --durable -- cargo bench $(ALL) --bench outbox -- $(BENCH_ARGS)
+
+drill: ## break everything while clients write, and compare; DRILL=crash|outage|…|all SEED= OPERATIONS= KILLS=
+	cargo build $(ALL) --bins
+	cargo bench --profile dev $(ALL) --bench drill --no-run
+	$(STACK) test --no-synapse --durable -- cargo bench --profile dev $(ALL) --bench drill
 
 lint: ## check format, lints, offline query data, dependencies and scripts
 	cargo fmt --all --check

@@ -25,6 +25,7 @@ use rustix::time::{ClockId, clock_gettime};
 use shared::{
     config::DeliveryConfig,
     database,
+    failpoint::{Point, reach},
     ids::WorkerId,
     outbox::{
         self, Attempt, ClaimRequest, Claimed, ClaimedOperation, LaneClaim, LaneClass, OperationResult, Outcome,
@@ -201,6 +202,7 @@ impl Batch {
         let attempt = attempt.map(|attempt| Attempt { began: Some(began), took: began.elapsed(), ..attempt });
         let next = outcome.lets_the_next_go();
         self.results.push(OperationResult { operation, outcome, attempt, found });
+        reach(Point::OperationEnded);
         next
     }
 }
@@ -402,6 +404,7 @@ impl Coordinator {
             })
             .await?;
             drop(conn);
+            reach(Point::ClaimCommitted);
             if claim.taken_over > 0 {
                 metrics::counter!("outbox_lease_expired_total").increment(claim.taken_over as u64);
                 tracing::warn!(lanes = claim.taken_over, "took over lanes whose owner was gone");
@@ -424,6 +427,7 @@ impl Coordinator {
                 };
                 // The channel is as long as there are slots; a batch that finds it closed hands itself back.
                 let _ = batches.send(batch).await;
+                reach(Point::BatchHandedOver);
             }
             if !full {
                 return Ok(());
@@ -464,6 +468,7 @@ impl Coordinator {
 
     /// Settles a round; what is left in it goes into the next one.
     async fn settle_round(&self, round: &mut Vec<Settlement>) -> Result<(), sqlx::Error> {
+        reach(Point::SettleBegins);
         let mut conn = self.pool.acquire().await?;
         let settled = in_time(&mut conn, async |conn| {
             let mut tx = conn.begin().await?;
@@ -473,6 +478,7 @@ impl Coordinator {
         })
         .await?;
         drop(conn);
+        reach(Point::SettleCommitted);
         metrics::counter!("outbox_dead_total").increment(settled.died);
         let more = settled.finished > 0;
         let mut fenced = Vec::new();
@@ -486,6 +492,7 @@ impl Coordinator {
                 fenced.push(settlement);
             }
         }
+        reach(Point::SlotsFreed);
         self.idle.notify_one();
         while let Some(settlement) = fenced.pop() {
             if let Err(error) = self.keep_evidence(&settlement).await {
@@ -533,9 +540,12 @@ impl Coordinator {
         );
         for result in &settlement.results {
             for evidence in result.found.iter().cloned().chain(result.evidence()) {
+                reach(Point::EvidenceBegins);
                 let mut tx = self.pool.begin().await?;
                 outbox::late_evidence(&mut tx, claim.conversation_id, claim.lane_id, &evidence).await?;
+                reach(Point::EvidenceWritten);
                 tx.commit().await?;
+                reach(Point::EvidenceCommitted);
             }
         }
         Ok(())
@@ -550,6 +560,7 @@ impl Coordinator {
             if claims.is_empty() {
                 continue;
             }
+            reach(Point::RenewBegins);
             let from = boot_time();
             let renewed = async {
                 let mut conn = self.pool.acquire().await?;
@@ -558,6 +569,7 @@ impl Coordinator {
             };
             match renewed.await {
                 Ok(lost) => {
+                    reach(Point::RenewEnded);
                     let lanes = self.underway.lock();
                     for claim in &claims {
                         if lost.contains(claim) {

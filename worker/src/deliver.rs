@@ -10,6 +10,7 @@ use std::{
 };
 
 use shared::{
+    failpoint::{Point, reach},
     ids::{ConversationId, EventId, MatrixUserId, MessageId, OutboxId, RoomId, UserId},
     outbox::{Attempt, Blame, ClaimedOperation, Evidence, Kind, MaybeSent, Mode, Outcome},
     seal::KeyRing,
@@ -117,6 +118,7 @@ impl Deliverer {
     /// Sends a batch, as far as it goes.
     pub(crate) async fn deliver(&self, mut batch: Batch) {
         let Some(claimed) = batch.take() else { return };
+        reach(Point::BatchTaken);
         let class = claimed.claim.class.as_str();
         let mut sending = Sending {
             conversation_id: claimed.claim.conversation_id,
@@ -232,6 +234,7 @@ impl Deliverer {
         let out_of_patience = operation.failures >= ROOM_PATIENCE;
         let step = RoomStep { conversation_id, seq, out_of_patience, may_ask: &may_ask };
         let room_id = self.rooms.ensure(&step).await?;
+        reach(Point::RoomEnsured);
         // What relates to an event goes where that stands, also when the conversation has another room by now.
         let place = related_room(operation).unwrap_or(&room_id);
         match self.send(sending, operation, place, found).await {
@@ -310,7 +313,10 @@ impl Deliverer {
     async fn look_up(&self, operation: &ClaimedOperation, room_id: &RoomId) -> Result<Option<EventId>, Stop> {
         metrics::counter!("outbox_lookups_total").increment(1);
         let (outbox_id, sender, since) = (operation.outbox_id, &operation.sender, operation.maybe_sent_at);
-        lookup::find(&self.homeserver, room_id, outbox_id, sender, since).await.map_err(Stop::Before)
+        reach(Point::LookUpBegins);
+        let found = lookup::find(&self.homeserver, room_id, outbox_id, sender, since).await.map_err(Stop::Before)?;
+        reach(Point::LookUpEnded);
+        Ok(found)
     }
 
     /// Redacts the event of another operation. If nobody knows whether that one arrived, its transaction is closed first:
@@ -348,8 +354,10 @@ impl Deliverer {
         if !sending.permission.covers(self.http_timeout) {
             return Err(Stop::Late);
         }
+        reach(Point::RedactBegins);
         let began = Instant::now();
         let answer = self.homeserver.redact(room_id, &event_id, operation.outbox_id, &content).await;
+        reach(Point::RedactAnswered);
         let event_id = self.timed(began, answer).map_err(Stop::Itself)?;
         Ok(Ended::well(Outcome::Delivered { event_id, room_id: room_id.clone() }))
     }
@@ -379,7 +387,10 @@ impl Deliverer {
         }
         let void = prepare::void(outbox_id).map_err(|error| Stop::Ours(error.to_string()))?;
         metrics::counter!("outbox_voids_total").increment(1);
-        Ok(Some(self.put(sending, room_id, outbox_id, &void).await?))
+        reach(Point::CloseBegins);
+        let event_id = self.put(sending, room_id, outbox_id, &void).await?;
+        reach(Point::CloseEnded);
+        Ok(Some(event_id))
     }
 
     /// Whether what was sent then, and is not there, never will be.
@@ -448,8 +459,10 @@ impl Deliverer {
         if !sending.permission.covers(self.http_timeout) {
             return Err(Stop::Late);
         }
+        reach(Point::PutBegins);
         let began = Instant::now();
         let answer = self.homeserver.send(room_id, prepared.event_type, outbox_id, &prepared.content).await;
+        reach(Point::PutAnswered);
         self.timed(began, answer).map_err(Stop::Itself)
     }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use shared::{
     config::programs::{WorkerCli, WorkerSettings},
-    telemetry,
+    failpoint, telemetry,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -13,6 +13,7 @@ use worker::Worker;
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    let _armed = failpoint::arm();
     let settings = match WorkerCli::parse().check() {
         Ok(settings) => settings,
         Err(problems) => {

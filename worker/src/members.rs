@@ -2,6 +2,7 @@
 //! the room differs. "Already there" and "not allowed" share an error code, so after a refusal they look again.
 
 use shared::{
+    failpoint::{Point, reach},
     ids::{MatrixUserId, RoomId},
     outbox::Outcome,
 };
@@ -54,6 +55,7 @@ pub(crate) async fn change(
         Ok(_) => {}
         Err(failure) => return Changed::Failed(failure),
     }
+    reach(Point::MemberLooked);
     if !may_ask() {
         return Changed::Late;
     }
@@ -61,6 +63,7 @@ pub(crate) async fn change(
         Change::Invite => homeserver.invite(room_id, member).await,
         Change::Remove => homeserver.kick(room_id, member).await,
     };
+    reach(Point::MemberChanged);
     let refusal = match answer {
         Ok(()) => return Changed::Done,
         Err(failure @ Failure::Refused(_)) => failure,

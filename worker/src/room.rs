@@ -10,6 +10,7 @@ use moka::future::Cache;
 use serde_json::{Value, json};
 use shared::{
     chat::{self, RoomPlan},
+    failpoint::{Point, reach},
     ids::{ConversationId, MatrixUserId, RoomId, UserId},
     outbox::Kind,
 };
@@ -251,6 +252,7 @@ impl Rooms {
                 ended => return ended,
             }
         }
+        reach(Point::RoomSought);
         // Creations are the heaviest thing to ask for: a few at once, so that each is answered in time.
         let turn = self.creating.acquire().await.map_err(|_| RoomError::Late)?;
         if !(step.may_ask)() {
@@ -266,8 +268,10 @@ impl Rooms {
         drop(turn);
         match created {
             Ok(room_id) => {
+                reach(Point::RoomCreated);
                 metrics::counter!("matrix_room_creation_total", "result" => "created").increment(1);
                 let room_id = self.save(conversation_id, &room_id, false, &[]).await?;
+                reach(Point::RoomNoted);
                 self.make_whole(step, room_id, plan).await
             }
             Err(failure @ (Failure::NotSent(_) | Failure::Refused(Refusal { status: 429, .. }))) => {
@@ -340,6 +344,7 @@ impl Rooms {
     async fn make_whole(&self, step: &RoomStep<'_>, room_id: RoomId, plan: &RoomPlan) -> Result<RoomId, RoomError> {
         let conversation_id = step.conversation_id;
         let state = self.state(&room_id).await?;
+        reach(Point::RoomRead);
         for (event_type, content) in settings(conversation_id) {
             let current = state.get(&(event_type.to_owned(), String::new())).map(|event| &event.content);
             if current != Some(&content) {
@@ -347,6 +352,7 @@ impl Rooms {
                     return Err(RoomError::Late);
                 }
                 self.homeserver.set_state(&room_id, event_type, &content).await?;
+                reach(Point::RoomSet);
             }
         }
         let server = self.homeserver.service_user().server();
@@ -360,13 +366,15 @@ impl Rooms {
                 continue;
             }
             match members::change(&self.homeserver, &room_id, &member, change, step.may_ask).await {
-                Changed::Done => {}
+                Changed::Done => reach(Point::RoomInvited),
                 Changed::Late => return Err(RoomError::Late),
                 Changed::Refused(..) if change == Change::Invite => refused.push(user_id),
                 Changed::Refused(_, failure) | Changed::Failed(failure) => return Err(failure.into()),
             }
         }
-        self.save(conversation_id, &room_id, true, &refused).await
+        let room_id = self.save(conversation_id, &room_id, true, &refused).await?;
+        reach(Point::RoomWhole);
+        Ok(room_id)
     }
 
     /// The state of a room, by type and key. A room whose creation ended before we were in it is joined first.
@@ -401,6 +409,7 @@ impl Rooms {
             }
         }
         let room_id = chat::save_room_mapping(&mut tx, conversation_id, room_id, ready).await?;
+        reach(Point::RoomSaving);
         tx.commit().await?;
         Ok(room_id)
     }

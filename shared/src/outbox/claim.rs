@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::{Kind, LaneClass, pause};
 use crate::{
+    failpoint::{Point, reach},
     ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId, UserId, WorkerId},
     seal::Place,
 };
@@ -223,6 +224,7 @@ pub async fn claim(conn: &mut PgConnection, request: &ClaimRequest) -> Result<Cl
     .fetch_all(&mut *conn)
     .await?;
     let Some(first) = lanes.first() else { return Ok(Claim { batches: Vec::new(), lanes: 0, taken_over: 0 }) };
+    reach(Point::ClaimLocked);
     let now = first.now;
     let conversations: Vec<Uuid> = lanes.iter().map(|lane| lane.conversation_id.as_uuid()).collect();
     let lane_ids: Vec<Uuid> = lanes.iter().map(|lane| lane.lane_id.as_uuid()).collect();
@@ -235,10 +237,12 @@ pub async fn claim(conn: &mut PgConnection, request: &ClaimRequest) -> Result<Cl
             &lapsed.iter().map(|lane| lane.lane_id.as_uuid()).collect::<Vec<_>>(),
         )
         .await?;
+        reach(Point::ClaimMarked);
     }
     let taken_over = lapsed.len();
 
     let mut operations = due_operations(conn, request, &conversations, &lane_ids, now).await?;
+    reach(Point::ClaimRead);
     let mut batches = Vec::with_capacity(lanes.len());
     let mut handed_through = Vec::with_capacity(lanes.len());
     for lane in &lanes {
@@ -255,6 +259,7 @@ pub async fn claim(conn: &mut PgConnection, request: &ClaimRequest) -> Result<Cl
         }
     }
     fix_senders(conn, request, &batches).await?;
+    reach(Point::ClaimFixed);
 
     // A lane whose first operation turns out not to be due yet is given back at once.
     sqlx::query!(
@@ -280,6 +285,7 @@ pub async fn claim(conn: &mut PgConnection, request: &ClaimRequest) -> Result<Cl
     )
     .execute(&mut *conn)
     .await?;
+    reach(Point::ClaimWritten);
     Ok(Claim { batches, lanes: lanes.len(), taken_over })
 }
 

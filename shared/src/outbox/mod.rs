@@ -48,6 +48,7 @@ mod evidence;
 mod expire;
 mod gauges;
 mod list;
+mod outcome;
 mod park;
 mod pause;
 mod revise;
@@ -68,6 +69,7 @@ pub use list::{
     Cursor, DeadFilter, DeadLetter, HeldLane, LiveOperation, PauseOfClass, PausedLane, dead_letters, held_lanes,
     live_operations, paused_lanes, pauses,
 };
+pub use outcome::{Attempt, Blame, OperationResult, Outcome};
 pub use park::{
     LaneAhead, Letter, MOST_LETTERS, Refusal, Refused, Requeue, Requeued, Selection, discard, discard_all,
     preview_requeue, requeue, requeue_all,
@@ -76,7 +78,7 @@ pub use pause::{
     COUNTED_LANES, GoingOn, hold, lanes_due, pause, pause_lanes, resume, resume_held, resume_lanes, unpause,
 };
 pub use revise::{Deletion, delete, edit};
-pub use settle::{Attempt, Blame, OperationResult, Outcome, Settled, Settlement, settle};
+pub use settle::{Settled, Settlement, settle};
 pub use show::{Death, Found, MessageFacts, Place, Shown, Withdrawal, find, message_facts, show};
 pub use view::{AttemptView, Delivery, Explanation, explain};
 pub use wake::{CHANNEL, Wake, WakeListener, wake_now};

@@ -8,7 +8,7 @@ pub(super) const PARENT_DEAD_HINT: &str = "requeue the message that it belongs t
 /// A dead letter's cause, for people. A cause that only a newer release knows stands for itself.
 pub fn cause_in_words(cause: &str) -> &str {
     match cause {
-        "own_fault" => "the homeserver will never take it as it is",
+        "own_fault" => "it cannot be sent as it is",
         "parent_dead" => "the message that it belongs to did not arrive",
         "gave_up" => "it was tried until its time was up",
         other => other,

@@ -4,11 +4,14 @@
 use std::{future::Future, time::Duration};
 
 pub mod database;
+pub mod drill;
 pub mod homeserver;
 pub mod ledger;
 pub mod matrix_client;
 pub mod nova;
+pub mod private;
 pub mod proxy;
+pub mod traffic;
 
 /// How long tests wait for what must come: far longer than it ever takes, so that a busy machine fails no test.
 pub const PATIENCE: Duration = Duration::from_mins(1);

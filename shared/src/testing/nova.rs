@@ -5,7 +5,10 @@ use std::{
     io::{BufRead as _, BufReader},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -137,6 +140,15 @@ impl Program {
         self.log.lock().unwrap().clone()
     }
 
+    /// The id under which a worker leases lanes.
+    pub fn worker_id(&self) -> String {
+        let starts = self.log().into_iter().find_map(|line| {
+            let line: Value = serde_json::from_str(&line).ok()?;
+            line["worker.id"].as_str().map(str::to_owned)
+        });
+        starts.expect("a worker says its id when it starts")
+    }
+
     /// Its process id.
     pub fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
@@ -202,12 +214,40 @@ impl Answer {
     }
 }
 
+/// Where clients find the API, wherever it has been started last; and how often they were not answered there.
+#[derive(Debug, Clone)]
+pub struct Front {
+    base: Arc<Mutex<String>>,
+    unanswered: Arc<AtomicU64>,
+}
+
+impl Front {
+    /// An API at this base URL.
+    pub fn at(base: &str) -> Self {
+        Self { base: Arc::new(Mutex::new(base.to_owned())), unanswered: Arc::default() }
+    }
+
+    /// All clients go to this one from now on.
+    pub fn move_to(&self, api: &Program) {
+        *self.base.lock().unwrap() = api.url();
+    }
+
+    /// How many requests of those who insist got no answer, or one that says nothing but that something is away.
+    pub fn unanswered(&self) -> u64 {
+        self.unanswered.load(Ordering::SeqCst)
+    }
+
+    fn url(&self) -> String {
+        self.base.lock().unwrap().clone()
+    }
+}
+
 /// A user of the REST API.
 #[derive(Debug, Clone)]
 pub struct NovaUser {
     /// The user's id.
     pub user_id: UserId,
-    base: String,
+    front: Front,
     token: String,
     http: reqwest::Client,
 }
@@ -220,17 +260,22 @@ impl NovaUser {
 
     /// A user of an API at this base URL.
     pub fn at(base: &str, user_id: UserId) -> Self {
+        Self::behind(Front::at(base), user_id)
+    }
+
+    /// A user who follows the API wherever it goes.
+    pub fn behind(front: Front, user_id: UserId) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let secret = SecretString::from(JWT_SECRET);
         let token = token::sign(&secret, user_id, unix_time() + 3600, None).expect("a token can be signed");
         let http = reqwest::Client::builder().timeout(super::PATIENCE).no_proxy().build().expect("a plain client");
-        Self { user_id, base: base.to_owned(), token, http }
+        Self { user_id, front, token, http }
     }
 
     /// The same user at another API process.
     #[must_use]
     pub fn via(&self, api: &Program) -> Self {
-        Self { base: api.url(), ..self.clone() }
+        Self { front: Front::at(&api.url()), ..self.clone() }
     }
 
     /// Sends a request; an error means that no answer came.
@@ -247,7 +292,7 @@ impl NovaUser {
         body: Option<&Value>,
     ) -> Result<Answer, reqwest::Error> {
         let method = method.parse().expect("a method");
-        let mut request = self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token);
+        let mut request = self.http.request(method, format!("{}{path}", self.front.url())).bearer_auth(&self.token);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -255,6 +300,17 @@ impl NovaUser {
             request = request.json(body);
         }
         answer(request).await
+    }
+
+    /// Asks until the API answers for good, as clients do while it or its database is away.
+    pub async fn insist(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Option<&Value>) -> Answer {
+        eventually("the API answers", || async {
+            let answer = self.try_call_with(method, path, headers, body).await.ok();
+            let answer = answer.filter(|answer| answer.status < 500 && answer.code() != "idempotency_key_in_flight");
+            self.front.unanswered.fetch_add(u64::from(answer.is_none()), Ordering::SeqCst);
+            answer
+        })
+        .await
     }
 
     /// Sends a request with more headers.
@@ -271,7 +327,7 @@ impl NovaUser {
     pub async fn call_raw(&self, path: &str, content_type: &str, body: impl Into<Vec<u8>>) -> Answer {
         let request = self
             .http
-            .post(format!("{}{path}", self.base))
+            .post(format!("{}{path}", self.front.url()))
             .bearer_auth(&self.token)
             .header("content-type", content_type)
             .body(body.into());
@@ -280,7 +336,7 @@ impl NovaUser {
 
     /// Sends a GET with this Authorization header, or none.
     pub async fn get_as(&self, path: &str, authorization: Option<&str>) -> Answer {
-        let mut request = self.http.get(format!("{}{path}", self.base));
+        let mut request = self.http.get(format!("{}{path}", self.front.url()));
         if let Some(authorization) = authorization {
             request = request.header("authorization", authorization);
         }

@@ -2,17 +2,21 @@
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 mod blame;
+mod canary;
 mod configuration;
 mod delivery;
+mod drill;
+mod failpoints;
 mod fairness;
+mod hour;
 mod members;
 mod operators;
 mod order;
 mod outage;
-mod private_postgres;
 mod revisions;
 mod rooms;
 mod scene;
+mod synapse;
 mod takeover;
 mod thread;
 mod toggling;

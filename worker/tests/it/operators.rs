@@ -376,7 +376,7 @@ async fn show_says_why_what_to_do_what_happened_and_what_waits_behind() {
     let said = scene.outboxctl(&["show", &message]).await;
     for words in [
         "state        dead",
-        "cause        the homeserver will never take it as it is (M_TOO_LARGE)",
+        "cause        it cannot be sent as it is (M_TOO_LARGE)",
         "what to do   have the message shortened",
         "in its lane  0 before it, 2 behind it",
         "3 attempts",

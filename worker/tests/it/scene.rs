@@ -8,7 +8,7 @@ use shared::testing::{
     eventually,
     homeserver::{FakeHomeserver, Kind, LoggedRequest},
     matrix_client::{HomeserverAddress, MatrixClient, MatrixEvent},
-    nova::{Answer, Environment, NovaUser, Program, api_environment, service_account, worker_environment},
+    nova::{Environment, NovaUser, Program, api_environment, service_account, worker_environment},
     test_variable,
 };
 
@@ -32,7 +32,7 @@ impl Home {
         .await
     }
 
-    async fn at(address: HomeserverAddress) -> Self {
+    pub(crate) async fn at(address: HomeserverAddress) -> Self {
         let account = service_account(&address).await;
         Self { address, account }
     }
@@ -129,21 +129,6 @@ impl Scene {
         })
         .await;
     }
-}
-
-/// Asks until the API answers for good, as clients do while it or its database is away.
-pub(crate) async fn insist(
-    user: &NovaUser,
-    method: &str,
-    path: &str,
-    headers: &[(&str, &str)],
-    body: Option<&Value>,
-) -> Answer {
-    eventually("the API answers", || async {
-        let answer = user.try_call_with(method, path, headers, body).await.ok()?;
-        (answer.status < 500 && answer.code() != "idempotency_key_in_flight").then_some(answer)
-    })
-    .await
 }
 
 /// The room of a message that is known to stand in one.

@@ -13,7 +13,7 @@ use shared::testing::{
     proxy::PgProxy,
 };
 
-use crate::scene::{Home, Scene, id, insist, room_of};
+use crate::scene::{Home, Scene, id, room_of};
 
 /// The messages of a room, as a client reads them: body, author, event id.
 async fn messages(client: &MatrixClient, room: &str) -> Vec<(String, Value, String)> {
@@ -237,7 +237,7 @@ async fn fifty_first_messages_make_one_room(home: &Home) {
         tokio::spawn(async move {
             // On a busy machine some of fifty wait too long for their turn, and are told to come back.
             let (key, body) = (n.to_string(), json!({"conversation_id": conversation, "plaintext": n.to_string()}));
-            id(&insist(&ada, "POST", "/messages", &[("Idempotency-Key", &key)], Some(&body)).await.expect(201))
+            id(&ada.insist("POST", "/messages", &[("Idempotency-Key", &key)], Some(&body)).await.expect(201))
         })
     });
     let posting: Vec<_> = posting.collect();

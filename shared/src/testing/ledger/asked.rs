@@ -202,6 +202,15 @@ impl Asked {
         self.of_message(message_id.into(), |_, post| post.event_id = Some(event_id.to_owned()));
     }
 
+    /// The API told the Matrix events of these messages.
+    pub fn event_ids(&self, told: impl IntoIterator<Item = (Uuid, String)>) {
+        let mut told: BTreeMap<Uuid, String> = told.into_iter().collect();
+        for post in &mut self.book().posts {
+            let event_id = post.committed().and_then(|committed| told.remove(&committed.message_id));
+            post.event_id = event_id.or(post.event_id.take());
+        }
+    }
+
     /// A message may be missing: it was given up, and an operator knows.
     pub fn given_up(&self, message_id: impl Into<Uuid>) {
         self.of_message(message_id.into(), |_, post| post.may_be_missing = true);

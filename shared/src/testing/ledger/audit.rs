@@ -247,7 +247,8 @@ impl<'a> Audit<'a> {
             delivered.iter().filter(|(message_id, _)| !claimed.contains(message_id)).collect();
         unclaimed.sort_by_key(|(message_id, _)| **message_id);
         for (&message_id, events) in unclaimed {
-            for (number, event) in events.originals.iter().chain(&events.edits).enumerate() {
+            let all: Vec<&MatrixEvent> = events.originals.iter().chain(&events.edits).copied().collect();
+            for (number, event) in all.iter().copied().enumerate() {
                 let author = uuid(&event.content, "com.nova.sender_id");
                 let place =
                     open.iter().position(|(by, asked)| Some(*by) == author && Some(asked.as_str()) == text(event));
@@ -258,7 +259,7 @@ impl<'a> Audit<'a> {
                         self.summary.unanswered += 1;
                     }
                     _ if number > 0 && claimed.contains(&message_id) => {
-                        let (first, second) = (events.originals[0].event_id.clone(), event.event_id.clone());
+                        let (first, second) = (all[0].event_id.clone(), event.event_id.clone());
                         self.report(Discrepancy::Doubled { message_id, first, second });
                     }
                     _ => self.foreign(event, "a message that nobody posted"),

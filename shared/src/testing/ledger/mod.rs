@@ -141,6 +141,49 @@ pub enum Discrepancy {
     Unreadable { what: String, error: String },
 }
 
+/// Which promise a discrepancy breaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Harm {
+    /// Something that was confirmed is not there.
+    Lost,
+    /// Something is there twice.
+    Doubled,
+    /// Something stands behind what came after it.
+    Reordered,
+    /// Something can be read, or somebody can read, that should not.
+    Leaked,
+    /// Something else is not as it was asked.
+    Wrong,
+}
+
+impl Discrepancy {
+    /// Which promise it breaks.
+    pub const fn harm(&self) -> Harm {
+        match self {
+            Self::Missing { .. } | Self::WrongText { .. } | Self::MemberMissing { .. } | Self::NoRoom { .. } => {
+                Harm::Lost
+            }
+            Self::Doubled { .. } | Self::DoubledOperation { .. } | Self::SeveralRooms { .. } => Harm::Doubled,
+            Self::Reordered { .. } => Harm::Reordered,
+            // What was redacted although nobody was told so had been cancelled, and yet left.
+            Self::LeakedAfterCancel { .. }
+            | Self::Unredacted { .. }
+            | Self::LeakedText { .. }
+            | Self::RedactedUnasked { .. }
+            | Self::MemberRemains { .. } => Harm::Leaked,
+            Self::UnaskedText { .. }
+            | Self::MisaimedEdit { .. }
+            | Self::WrongAuthor { .. }
+            | Self::WrongEventId { .. }
+            | Self::Foreign { .. }
+            | Self::MemberUnasked { .. }
+            | Self::MisaimedAlias { .. }
+            | Self::UnaskedRoom { .. }
+            | Self::Unreadable { .. } => Harm::Wrong,
+        }
+    }
+}
+
 /// What was found in good order.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Summary {
@@ -169,6 +212,13 @@ pub struct Report {
     pub summary: Summary,
     /// The end of each room that is concerned, a line for each event.
     pub rooms: String,
+}
+
+impl Report {
+    /// How many discrepancies do this harm.
+    pub fn count(&self, harm: Harm) -> usize {
+        self.discrepancies.iter().filter(|discrepancy| discrepancy.harm() == harm).count()
+    }
 }
 
 impl fmt::Display for Report {
