@@ -14,16 +14,16 @@ use super::world::{End, Lane, Worker, World, settlement};
 /// The statements of a claim, as they stand in its source.
 const CLAIM: &str = include_str!("../../../src/outbox/claim.rs");
 
-/// The first statement in the source after a line of it.
-fn statement(after: &str) -> String {
-    let rest = CLAIM.split_once(after).expect("the source has this line").1;
+/// The first statement in a source after a line of it.
+pub(super) fn statement(source: &str, after: &str) -> String {
+    let rest = source.split_once(after).expect("the source has this line").1;
     let rest = rest.split_once("r#\"").expect("a statement follows").1;
     rest.split_once("\"#").expect("the statement ends").0.to_owned()
 }
 
 /// A database in which `many` operations wait, in one hot conversation and in as many lanes, of which half are held or back
 /// off; as many are dead, and as many were sent.
-async fn filled(many: i32) -> World {
+pub(super) async fn filled(many: i32) -> World {
     let world = World::new().await;
     // One connection, for the temporary table.
     let mut conn = world.db.pool.acquire().await.unwrap();
@@ -64,7 +64,8 @@ async fn filled(many: i32) -> World {
     world
 }
 
-fn pages(plan: &Value) -> i64 {
+/// How many pages a statement read, by its plan.
+pub(super) fn pages(plan: &Value) -> i64 {
     let plan = &plan[0]["Plan"];
     plan["Shared Hit Blocks"].as_i64().unwrap() + plan["Shared Read Blocks"].as_i64().unwrap()
 }
@@ -73,7 +74,7 @@ fn pages(plan: &Value) -> i64 {
 async fn claim_cost(world: &World) -> (i64, i64) {
     let mut tx = world.begin().await;
     let explain = |sql: String| AssertSqlSafe(format!("explain (analyze, buffers, format json) {sql}"));
-    let lock = statement("// Locks and reads nothing else");
+    let lock = statement(CLAIM, "// Locks and reads nothing else");
     let ids = due(&mut tx).await;
     let locked: Value = sqlx::query_scalar(explain(lock))
         .bind("chat")
@@ -83,7 +84,7 @@ async fn claim_cost(world: &World) -> (i64, i64) {
         .await
         .unwrap();
     let now: time::OffsetDateTime = sqlx::query_scalar("select outbox_now()").fetch_one(&mut *tx).await.unwrap();
-    let read: Value = sqlx::query_scalar(explain(statement("DueRow,\n")))
+    let read: Value = sqlx::query_scalar(explain(statement(CLAIM, "DueRow,\n")))
         .bind(&ids)
         .bind(&ids)
         .bind(16_i64)
