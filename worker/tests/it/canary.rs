@@ -216,6 +216,10 @@ impl Stage {
         held.arrived().await;
         let sent = sends(&self.fake).pop().unwrap();
         self.delete(&message, "redacting").await;
+        if !arrives {
+            // Its sender gives it up before time passes.
+            self.ambiguous(&message).await;
+        }
         self.drained().await;
         // What was on its way arrives when all is over.
         held.release();

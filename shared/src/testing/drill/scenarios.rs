@@ -77,6 +77,8 @@ async fn outage(stage: &mut Stage, work: &Work, bout: Bout) {
 }
 
 async fn flaky(stage: &mut Stage, work: &Work, _: Bout) {
+    // It answers at once, so that many operations are handed out together, and one in their middle fails.
+    stage.fake.latency(Duration::ZERO);
     let seed = stage.chance.below(1 << 30) as u64;
     let any = |share: f64, n: u64| stage.fake.on_any().chance(share, seed + n);
     stage.flaws = vec![
