@@ -4,7 +4,7 @@ use std::{str::FromStr as _, time::Duration};
 
 use secrecy::ExposeSecret as _;
 use sqlx::{
-    PgPool,
+    PgConnection, PgPool,
     migrate::Migrator,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
@@ -136,6 +136,18 @@ pub async fn describe(pool: &PgPool) -> Result<String, sqlx::Error> {
         return Err(sqlx::Error::Configuration("the schema is missing: run `outboxctl migrate`".into()));
     }
     Ok(format!("PostgreSQL {}, schema present", row.version))
+}
+
+/// The time by the database's clock, which leases, due times and pauses go by.
+pub async fn now(conn: &mut PgConnection) -> Result<time::OffsetDateTime, sqlx::Error> {
+    sqlx::query_scalar!(r#"select outbox_now() as "now!""#).fetch_one(conn).await
+}
+
+/// For the rest of a transaction: statements are planned for the parameters that they get. One plan for all of them has
+/// to read everything where a filter may or may not be given.
+pub(crate) async fn plan_as_asked(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query!("select set_config('plan_cache_mode', 'force_custom_plan', true)").fetch_one(conn).await?;
+    Ok(())
 }
 
 /// This machine's clock: for the expiry of tokens and for comparison, never for leases or due times.

@@ -4,12 +4,14 @@
 //! Dependencies point one way. This crate knows no web framework, no job runtime and no HTTP client; what tests are
 //! made of is in `testing`, behind the feature of that name.
 
+pub mod audit;
 pub mod chat;
 pub mod config;
 pub mod database;
 pub mod failpoint;
 pub mod idempotency;
 pub mod ids;
+pub mod operator;
 pub mod outbox;
 pub mod seal;
 pub mod telemetry;

@@ -15,6 +15,7 @@ use shared::{
     outbox::{Attempt, Blame, ClaimedOperation, Evidence, Kind, MaybeSent, Mode, Outcome},
     seal::KeyRing,
 };
+use time::OffsetDateTime;
 
 use crate::{
     breaker::Breaker,
@@ -30,9 +31,6 @@ use crate::{
 /// After this many failures in a row a room that is not open to us never will be: another is made, if the alias is ours.
 const ROOM_PATIENCE: i32 = 8;
 
-/// How long a request may still be on its way after its sender gave it up, where nothing closes its transaction.
-const TRAVELLING: time::Duration = time::Duration::minutes(1);
-
 /// What delivery works with.
 #[derive(Debug)]
 pub(crate) struct Deliverer {
@@ -45,6 +43,8 @@ pub(crate) struct Deliverer {
     pub(crate) http_timeout: Duration,
     /// The first wait after a failure.
     pub(crate) backoff: Duration,
+    /// How long a request may still be on its way after its sender gave it up, where nothing closes its transaction.
+    pub(crate) lookup_delay: Duration,
 }
 
 /// How an operation ended, before it is written into the batch.
@@ -76,7 +76,7 @@ enum Stop {
     /// The lease would not last until the end of the request: another worker will do it.
     Late,
     /// It was not found, but may still be on its way for this long.
-    Travelling(time::Duration),
+    Travelling(Duration),
     /// The room is not there yet: the homeserver may still be making it.
     NotYet(String),
     /// The room is not one to send to.
@@ -189,8 +189,7 @@ impl Deliverer {
             Stop::Left(failure) => self.failed(operation, &failure, |_| Outcome::OwnFault {
                 hint: "the room of its message was replaced and takes nothing more: discard it, or post the text anew",
             }),
-            Stop::Travelling(rest) => {
-                let retry_in = rest.try_into().unwrap_or(self.backoff);
+            Stop::Travelling(retry_in) => {
                 let outcome = Outcome::Refused { retry_in, blame: Blame::Nobody };
                 Ended::after(outcome, "not found, but perhaps on its way".to_owned())
             }
@@ -275,6 +274,7 @@ impl Deliverer {
                     device: operation.device.clone(),
                     at: operation.maybe_sent_at.unwrap_or(operation.enqueued_at),
                     forgotten: *look_up,
+                    foreign: operation.foreign,
                 };
                 let closed = self.close(sending, room_id, operation, operation.outbox_id, &sent).await?;
                 return Ok(Ended::well(closed.map_or(Outcome::NotThere, delivered)));
@@ -282,6 +282,9 @@ impl Deliverer {
             Mode::LookUp => {
                 if let Some(event_id) = self.look_up(operation, room_id).await? {
                     return Ok(Ended::well(delivered(event_id)));
+                }
+                if operation.foreign {
+                    self.has_arrived_by_now(operation, operation.maybe_sent_at.unwrap_or(operation.enqueued_at))?;
                 }
             }
             Mode::Put | Mode::Known(_) => {}
@@ -376,9 +379,10 @@ impl Deliverer {
             if found.is_some() {
                 return Ok(found);
             }
-            if sent.device.is_empty() {
-                let age = operation.enqueued_at + operation.waited - sent.at;
-                return if age < TRAVELLING { Err(Stop::Travelling(TRAVELLING - age)) } else { Ok(None) };
+            // A void of ours would not stand in the way of another device's request.
+            if sent.foreign {
+                self.has_arrived_by_now(operation, sent.at)?;
+                return Ok(None);
             }
         }
         let void = prepare::void(outbox_id).map_err(|error| Stop::Ours(error.to_string()))?;
@@ -387,6 +391,15 @@ impl Deliverer {
         let event_id = self.put(sending, room_id, outbox_id, &void).await?;
         reach(Point::CloseEnded);
         Ok(Some(event_id))
+    }
+
+    /// Whether what was sent then, and is not there, never will be.
+    fn has_arrived_by_now(&self, operation: &ClaimedOperation, sent_at: OffsetDateTime) -> Result<(), Stop> {
+        let age = Duration::try_from(operation.enqueued_at + operation.waited - sent_at).unwrap_or_default();
+        match self.lookup_delay.checked_sub(age) {
+            Some(rest) if !rest.is_zero() => Err(Stop::Travelling(rest)),
+            _ => Ok(()),
+        }
     }
 
     async fn change_membership(&self, sending: &Sending, operation: &ClaimedOperation) -> Result<Ended, Stop> {

@@ -34,6 +34,7 @@ mod breaker;
 mod coordinator;
 mod deliver;
 pub mod doctor;
+mod gauges;
 mod homeserver;
 mod lookup;
 mod maintenance;
@@ -87,6 +88,7 @@ impl Worker {
         let served = CancellationToken::new();
         let status = tokio::spawn(status::serve(self.listener, self.pool.clone(), self.metrics, served.clone()));
         tokio::spawn(stop.clone().run_until_cancelled_owned(maintenance::run(self.pool.clone())));
+        tokio::spawn(stop.clone().run_until_cancelled_owned(gauges::run(self.pool.clone())));
         let ended = if let Some(matrix) = self.config.matrix {
             let (delivery, keys) = (self.config.delivery, self.config.content_keys);
             deliver_until(self.pool.clone(), delivery, keys, &matrix, worker_id, stop).await
@@ -139,6 +141,7 @@ async fn deliver_until(
         breaker: Arc::clone(&breaker),
         http_timeout: config.http_timeout,
         backoff: config.backoff,
+        lookup_delay: config.lookup_delay,
     });
     let identity = Identity { worker_id, sender: matrix.service_user.to_string(), device };
     let (batches, receiver) = mpsc::channel(config.slots);

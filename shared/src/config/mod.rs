@@ -148,6 +148,9 @@ pub struct DeliveryArgs {
     /// How often to ask a homeserver that is down whether it is back [default: 1s]
     #[arg(long, env = "OUTBOX_PROBE", value_name = "DURATION")]
     pub outbox_probe: Option<String>,
+    /// How long after an attempt a look-up that does not find it is believed [default: 1m]
+    #[arg(long, env = "OUTBOX_LOOKUP_DELAY", value_name = "DURATION")]
+    pub outbox_lookup_delay: Option<String>,
     /// For how long the homeserver remembers a transaction id [default: 20h]
     #[arg(long, env = "OUTBOX_DEDUPE_WINDOW", value_name = "DURATION")]
     pub outbox_dedupe_window: Option<String>,
@@ -196,6 +199,8 @@ pub struct DeliveryConfig {
     pub backoff: Duration,
     /// How often to ask a homeserver that is down whether it is back.
     pub probe: Duration,
+    /// How long after an attempt a look-up that does not find it is believed: until then the request may be on its way.
+    pub lookup_delay: Duration,
     /// An ambiguous attempt older than this is looked up before it is repeated.
     pub dedupe_window: Duration,
 }
@@ -410,6 +415,7 @@ impl Checked {
         let slots = self.number("OUTBOX_SLOTS", args.outbox_slots.as_ref(), 128, 2, 4096);
         let http = self.duration("OUTBOX_HTTP_TIMEOUT", args.outbox_http_timeout.as_ref(), ms(10_000), ms(100));
         let backoff = self.duration("OUTBOX_BACKOFF", args.outbox_backoff.as_ref(), ms(1000), ms(1));
+        let lookup_delay = self.duration("OUTBOX_LOOKUP_DELAY", args.outbox_lookup_delay.as_ref(), ms(60_000), ms(0));
         let probe = self.duration("OUTBOX_PROBE", args.outbox_probe.as_ref(), ms(1000), ms(10));
         let window =
             self.duration("OUTBOX_DEDUPE_WINDOW", args.outbox_dedupe_window.as_ref(), ms(20 * 3_600_000), ms(0));
@@ -427,6 +433,7 @@ impl Checked {
             http_timeout,
             backoff: backoff?,
             probe: probe?,
+            lookup_delay: lookup_delay?,
             dedupe_window: window?,
         })
     }

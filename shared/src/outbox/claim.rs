@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Kind, LaneClass, park};
+use super::{Kind, LaneClass, pause};
 use crate::{
     failpoint::{Point, reach},
     ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId, UserId, WorkerId},
@@ -103,6 +103,9 @@ pub struct ClaimedOperation {
     pub revision: Option<i32>,
     /// How to end it.
     pub mode: Mode,
+    /// Its earlier attempt was another account's or device's, or had no device: the homeserver does not know a repetition
+    /// by us for one.
+    pub foreign: bool,
     /// Attempts that failed by its own fault.
     pub attempts: i32,
     /// Attempts in a row that failed for any reason but a rate limit.
@@ -159,8 +162,10 @@ pub struct MaybeSent {
     pub device: String,
     /// When it may first have arrived.
     pub at: OffsetDateTime,
-    /// True when that is longer ago than the homeserver remembers.
+    /// True when that is longer ago than the homeserver remembers, or `foreign`.
     pub forgotten: bool,
+    /// True when it was another account's or device's, or had no device.
+    pub foreign: bool,
 }
 
 impl ClaimedOperation {
@@ -194,7 +199,7 @@ pub async fn oldest_due(
 
 /// Claims lanes of a class that are due. Call it in a transaction of its own and commit at once.
 pub async fn claim(conn: &mut PgConnection, request: &ClaimRequest) -> Result<Claim, sqlx::Error> {
-    if park::is_paused(conn, request.class).await? {
+    if pause::is_paused(conn, request.class).await? {
         return Ok(Claim { batches: Vec::new(), lanes: 0, taken_over: 0 });
     }
     // Locks and reads nothing else: what follows sees every transaction that held one of these lanes.
@@ -266,7 +271,8 @@ pub async fn claim(conn: &mut PgConnection, request: &ClaimRequest) -> Result<Cl
             claimed_at = case when c.handed_through is not null then $6::timestamptz end,
             frozen_through = greatest(l.frozen_through, c.handed_through),
             due_at = case when c.handed_through is not null then l.due_at
-                else outbox_due(l.conversation_id, l.lane_id, $6::timestamptz + interval '1 second') end
+                else outbox_due(l.conversation_id, l.lane_id, $6::timestamptz + interval '1 second', l.hold,
+                    l.paused_until) end
         from unnest($1::uuid[], $2::uuid[], $3::bigint[]) as c (conversation_id, lane_id, handed_through)
         where l.conversation_id = c.conversation_id and l.lane_id = c.lane_id
         "#,
@@ -427,13 +433,11 @@ impl DueRow {
         let fixed = self.sender.zip(self.device).filter(|_| self.maybe_sent_at.is_some());
         let (sender, device) = fixed.unwrap_or_else(|| (request.sender.clone(), request.device.clone()));
         // The homeserver remembers for a time, and for the device that sent it only.
-        let forgotten = |since: OffsetDateTime, sender: &str, device: &str| {
-            device.is_empty()
-                || sender != request.sender
-                || device != request.device
-                || now - since > request.dedupe_window
-        };
-        let old = self.maybe_sent_at.is_some_and(|since| forgotten(since, &sender, &device));
+        let is_foreign =
+            |sender: &str, device: &str| device.is_empty() || sender != request.sender || device != request.device;
+        let is_old = |since: OffsetDateTime| now - since > request.dedupe_window;
+        let foreign = self.maybe_sent_at.is_some() && is_foreign(&sender, &device);
+        let old = foreign || self.maybe_sent_at.is_some_and(is_old);
         let mode = match self.known_event_id {
             Some(event_id) => Mode::Known(event_id),
             None if kind.carries_text() && self.deleted => Mode::Close { look_up: old },
@@ -448,8 +452,9 @@ impl DueRow {
                 (Some(sender), Some(device), Some(at)) => {
                     let kind = self.target_kind.as_deref().and_then(Kind::parse).unwrap_or(Kind::Message);
                     let revision = self.target_revision;
-                    let forgotten = forgotten(at, &sender, &device);
-                    Some(MaybeSent { kind, revision, sender, device, at, forgotten })
+                    let foreign = is_foreign(&sender, &device);
+                    let forgotten = foreign || is_old(at);
+                    Some(MaybeSent { kind, revision, sender, device, at, forgotten, foreign })
                 }
                 _ => None,
             },
@@ -461,6 +466,7 @@ impl DueRow {
             subject_id: self.subject_id,
             revision: self.revision,
             mode,
+            foreign,
             attempts: self.attempts,
             failures: self.failures,
             suspected_for: self.first_failed_at.and_then(age),

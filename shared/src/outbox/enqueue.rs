@@ -40,7 +40,8 @@ pub async fn enqueue(conn: &mut PgConnection, turn: &Turn, operation: &Operation
         r#"
         update lanes
         set open = open + 1,
-            due_at = case when open > 0 or hold is not null then due_at else $3::timestamptz end
+            due_at = case when open > 0 then due_at
+                else outbox_lane_due($3::timestamptz, $3::timestamptz, hold, paused_until) end
         where conversation_id = $1 and lane_id = $2
         returning open
         "#,

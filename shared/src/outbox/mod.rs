@@ -45,22 +45,46 @@ use crate::ids::{ConversationId, LaneId};
 mod claim;
 mod enqueue;
 mod evidence;
+mod expire;
+mod gauges;
+mod list;
+mod outcome;
 mod park;
+mod pause;
 mod revise;
 mod settle;
+mod show;
 mod view;
 mod wake;
+mod words;
 
 pub use claim::{
     Claim, ClaimRequest, Claimed, ClaimedOperation, LaneClaim, MaybeSent, Mode, Target, claim, oldest_due, renew,
 };
 pub use enqueue::{Operation, enqueue};
 pub use evidence::{Evidence, late_evidence, membership_echo};
-pub use park::{Requeued, discard, expire, hold, pause, requeue, resume, unpause};
+pub use expire::expire;
+pub use gauges::{COUNTED_LETTERS, ClassGauges, Gauges, gauges};
+pub use list::{
+    Cursor, DeadFilter, DeadLetter, HeldLane, LiveOperation, PauseOfClass, PausedLane, dead_letters, held_lanes,
+    live_operations, paused_lanes, pauses,
+};
+pub use outcome::{Attempt, Blame, OperationResult, Outcome};
+pub use park::{
+    LaneAhead, Letter, MOST_LETTERS, Refusal, Refused, Requeue, Requeued, Selection, discard, discard_all,
+    preview_requeue, requeue, requeue_all,
+};
+pub use pause::{
+    COUNTED_LANES, GoingOn, hold, lanes_due, pause, pause_lanes, resume, resume_held, resume_lanes, unpause,
+};
 pub use revise::{Deletion, delete, edit};
-pub use settle::{Attempt, Blame, OperationResult, Outcome, Settled, Settlement, settle};
+pub use settle::{Settled, Settlement, settle};
+pub use show::{Death, Found, MessageFacts, Place, Shown, Withdrawal, find, message_facts, show};
 pub use view::{AttemptView, Delivery, Explanation, explain};
-pub use wake::{CHANNEL, Wake, WakeListener};
+pub use wake::{CHANNEL, Wake, WakeListener, wake_now};
+pub use words::{cause_in_words, hint};
+
+use words::PARENT_DEAD_HINT;
 
 /// Which of the two kinds of lane: calls are claimed first, and each class has reserved room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type)]
@@ -140,9 +164,6 @@ impl Kind {
     }
 }
 
-/// What to do about an operation whose message is dead.
-const PARENT_DEAD_HINT: &str = "requeue the message that it belongs to";
-
 /// Locks a lane. A statement of its own that reads nothing else: what follows sees what was committed under the lock.
 pub(crate) async fn lock_lane(
     conn: &mut PgConnection,
@@ -174,7 +195,7 @@ async fn leave_lane(
         r#"
         update lanes
         set open = open - $3,
-            due_at = case when hold is null then outbox_due(conversation_id, lane_id, $4) end
+            due_at = outbox_due(conversation_id, lane_id, $4, hold, paused_until)
         where conversation_id = $1 and lane_id = $2
         "#,
         conversation_id.as_uuid(),

@@ -1,18 +1,143 @@
-//! What operators do: dead letters back into their lane or out of the world, lanes held and resumed, everything paused.
-//! And what time does: operations that expire.
+//! Dead letters: back into their lane, or out of the world.
 //!
-//! Each is one transaction's worth under the locks of the conversation and its lane, like every other write.
+//! Each is one transaction's worth under the locks of the conversation and its lanes, like every other write. What comes
+//! back stands at its old place, so before everything of its lane that was not handed out, in the original order. What
+//! was delivered meanwhile stays ahead.
 
-use sqlx::{PgConnection, PgPool};
+use std::collections::HashSet;
+
+use serde::Serialize;
+use sqlx::PgConnection;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
-use super::{Kind, LaneClass, leave_lane, lock_lane};
+use super::{Kind, lock_lane};
 use crate::{
     chat::{self, Turn},
     ids::{ConversationId, LaneId, OutboxId},
 };
 
-/// What became of a wish to requeue.
+/// How many dead letters come back or go in one act: what a lane may hold by default. Their conversation is locked
+/// meanwhile, for about half a second.
+pub const MOST_LETTERS: i64 = 10_000;
+
+/// Which dead letters of a conversation.
+#[derive(Debug, Clone, Copy)]
+pub enum Selection<'a> {
+    /// These.
+    Named(&'a [OutboxId]),
+    /// All, or those that have these traits.
+    Matching {
+        /// The cause.
+        cause: Option<&'a str>,
+        /// The Matrix error code.
+        errcode: Option<&'a str>,
+    },
+}
+
+/// A dead letter that was chosen, or that goes along with one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Letter {
+    /// The operation.
+    pub outbox_id: OutboxId,
+    /// The lane that it left.
+    pub lane_id: LaneId,
+    /// Its place there.
+    pub seq: i64,
+    /// What it does.
+    pub kind: String,
+    /// The message or the member.
+    pub subject_id: Uuid,
+    /// Why it died.
+    pub cause: String,
+    /// The Matrix error code.
+    pub errcode: Option<String>,
+}
+
+/// Why an operation does not come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// Nothing is known of it: it never was, or went before it left.
+    Unknown,
+    /// It is no dead letter: it is live or delivered.
+    NotDead,
+    /// Its message was deleted: its text is gone.
+    Deleted,
+    /// It was discarded before.
+    Discarded,
+    /// It may have been sent, and a newer edit has replaced its text: sending it again would bring the old text back.
+    Superseded,
+    /// The message that it edits is dead: requeue that one, and this comes back with it.
+    ParentDead,
+}
+
+impl Refusal {
+    /// For people.
+    pub const fn in_words(self) -> &'static str {
+        match self {
+            Self::Unknown => "nothing is known of it: it never was, or was taken back before it left",
+            Self::NotDead => "it is not dead: it waits, is under way, or is delivered",
+            Self::Deleted => "its message was deleted, and its text is gone",
+            Self::Discarded => "it was discarded",
+            Self::Superseded => "it may have been sent, and a newer edit has replaced its text",
+            Self::ParentDead => "the message that it edits is dead: requeue that one, and this comes back with it",
+        }
+    }
+}
+
+/// An operation that does not come back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Refused {
+    /// What was asked for: an operation, or a message.
+    pub id: Uuid,
+    /// Why not.
+    pub reason: Refusal,
+    /// The same for people.
+    #[serde(rename = "reason_in_words")]
+    pub in_words: &'static str,
+}
+
+impl Refused {
+    /// That this does not come back, for this reason.
+    pub const fn new(id: Uuid, reason: Refusal) -> Self {
+        Self { id, reason, in_words: reason.in_words() }
+    }
+}
+
+/// A lane to which dead letters come back, as it stands before that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LaneAhead {
+    /// The lane.
+    pub lane_id: LaneId,
+    /// How many come back to it.
+    pub back: u64,
+    /// Live operations that stay before them: of an earlier place, under way, or perhaps there already.
+    pub before: i64,
+    /// Live operations that come after them.
+    pub after: i64,
+    /// Messages that were written after the first of them and are delivered already: they stay ahead. Counted up to
+    /// 1,000.
+    pub delivered_meanwhile: i64,
+    /// Why the lane waits: it is held or paused.
+    pub waits: Option<String>,
+    /// Until when, if that is known.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub waits_until: Option<OffsetDateTime>,
+}
+
+/// What a requeue does, or would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Requeue {
+    /// What comes back, in the order in which it is sent within each lane.
+    pub back: Vec<Letter>,
+    /// What does not.
+    pub refused: Vec<Refused>,
+    /// The lanes that they come back to.
+    pub lanes: Vec<LaneAhead>,
+}
+
+/// What became of a wish to requeue one dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Requeued {
     /// So many operations are live again: the dead letter, and the edits that were parked with it.
@@ -25,101 +150,290 @@ pub enum Requeued {
     ParentDead,
 }
 
-/// Brings a dead letter back to its place: before everything of its lane that was not yet handed out.
-///
-/// A message takes its parked edits along. An edit that was never sent takes the message's newest text.
+/// Brings one dead letter back to its place; see [`requeue_all`].
 pub async fn requeue(
     conn: &mut PgConnection,
     conversation_id: ConversationId,
     outbox_id: OutboxId,
 ) -> Result<Requeued, sqlx::Error> {
-    let Some((turn, lane_id)) = lock_dead(conn, conversation_id, outbox_id).await? else {
-        return Ok(Requeued::NotDead);
+    let done = requeue_all(conn, conversation_id, Selection::Named(&[outbox_id])).await?;
+    let refused = done.refused.iter().find(|refused| refused.id == outbox_id.as_uuid());
+    Ok(match refused.map(|refused| refused.reason) {
+        None => Requeued::Back(done.back.len() as u64),
+        Some(Refusal::Superseded) => Requeued::Superseded,
+        Some(Refusal::ParentDead) => Requeued::ParentDead,
+        Some(_) => Requeued::NotDead,
+    })
+}
+
+/// Brings dead letters back to their places: before everything of their lane that was not yet handed out.
+///
+/// A message takes its parked edits along. An edit that was never sent takes the message's newest text. Of more than
+/// [`MOST_LETTERS`] the first come.
+pub async fn requeue_all(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    selection: Selection<'_>,
+) -> Result<Requeue, sqlx::Error> {
+    let Some(turn) = chat::lock_conversation(conn, conversation_id).await? else {
+        return Ok(Requeue { back: Vec::new(), refused: unknown(selection, &[]), lanes: Vec::new() });
     };
-    let Some(letter) = sqlx::query!(
-        r#"
-        select d.kind, d.subject_id, d.maybe_sent_at is not null as "maybe_sent!",
-            coalesce(d.revision < m.revision, false) as "superseded!",
-            exists (
-                select 1 from dead_letters p
-                where p.conversation_id = d.conversation_id and p.outbox_id = m.send_outbox_id
-            ) as "parent_dead!"
-        from dead_letters d
-        left join messages m on m.conversation_id = d.conversation_id and m.message_id = d.subject_id
-        where d.conversation_id = $1 and d.outbox_id = $2
-        "#,
-        conversation_id.as_uuid(),
-        outbox_id.as_uuid(),
-    )
-    .fetch_optional(&mut *conn)
-    .await?
-    else {
-        return Ok(Requeued::NotDead);
-    };
-    let is_edit = letter.kind == Kind::Edit.as_str();
-    if is_edit && letter.parent_dead {
-        return Ok(Requeued::ParentDead);
+    for lane_id in lanes_of(conn, conversation_id, selection).await? {
+        lock_lane(conn, conversation_id, lane_id).await?;
     }
-    if is_edit && letter.maybe_sent && letter.superseded {
-        return Ok(Requeued::Superseded);
-    }
-    let back = sqlx::query!(
+    let requeue = preview_requeue(conn, conversation_id, selection).await?;
+    let back: Vec<Uuid> = requeue.back.iter().map(|letter| letter.outbox_id.as_uuid()).collect();
+    sqlx::query!(
         r#"
         with back as (
-            delete from dead_letters d
-            using messages m
-            where d.conversation_id = $1
-                and m.conversation_id = d.conversation_id and m.message_id = d.subject_id
-                and d.kind in ('message', 'edit')
-                and (d.outbox_id = $2 or ($3 and d.kind = 'edit' and d.subject_id = $4
-                    and (d.maybe_sent_at is null or d.revision = m.revision)))
-            returning d.*, m.revision as newest
-        ), other as (
-            delete from dead_letters d
-            where d.conversation_id = $1 and d.outbox_id = $2 and d.kind not in ('message', 'edit')
-            returning d.*
+            delete from dead_letters where conversation_id = $1 and outbox_id = any($2) returning *
         )
         insert into outbox (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, target_outbox_id,
             enqueued_at, due_at, expires_at, attempts, failures, maybe_sent_at, sender, device, trace)
-        select conversation_id, lane_id, seq, outbox_id, kind, subject_id,
-            case when kind = 'edit' and maybe_sent_at is null then newest else revision end,
-            target_outbox_id, enqueued_at, $5::timestamptz, expires_at, 0, 0, maybe_sent_at, sender, device, trace
-        from back
-        union all
-        select conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, target_outbox_id, enqueued_at,
-            $5::timestamptz, expires_at, 0, 0, maybe_sent_at, sender, device, trace
-        from other
+        select b.conversation_id, b.lane_id, b.seq, b.outbox_id, b.kind, b.subject_id,
+            case when b.kind = 'edit' and b.maybe_sent_at is null then m.revision else b.revision end,
+            b.target_outbox_id, b.enqueued_at, $3, b.expires_at, 0, 0, b.maybe_sent_at, b.sender, b.device, b.trace
+        from back b
+        left join messages m on m.conversation_id = b.conversation_id and m.message_id = b.subject_id
         "#,
         conversation_id.as_uuid(),
-        outbox_id.as_uuid(),
-        letter.kind == Kind::Message.as_str(),
-        letter.subject_id,
+        &back,
         turn.at,
     )
     .execute(&mut *conn)
-    .await?
-    .rows_affected();
-    enter_lane(conn, &turn, lane_id, back).await?;
-    Ok(Requeued::Back(back))
+    .await?;
+    for lane in &requeue.lanes {
+        enter_lane(conn, &turn, lane.lane_id, lane.back).await?;
+    }
+    Ok(requeue)
 }
 
-/// Throws a dead letter away, with the edits that were parked for it. What may have been sent is remembered, so that
-/// late evidence and a later delete still find it. Returns how many went; 0 when there is no such dead letter.
+/// Says what [`requeue_all`] would do, and changes nothing.
+pub async fn preview_requeue(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    selection: Selection<'_>,
+) -> Result<Requeue, sqlx::Error> {
+    let chosen = choose(conn, conversation_id, selection).await?;
+    let coming: HashSet<OutboxId> = chosen
+        .iter()
+        .filter(|chosen| chosen.letter.kind == Kind::Message.as_str())
+        .map(|chosen| chosen.letter.outbox_id)
+        .collect();
+    let mut requeue = Requeue { back: Vec::new(), refused: Vec::new(), lanes: Vec::new() };
+    for Chosen { letter, parent, superseded } in chosen {
+        let refusal = match parent {
+            Some(parent) if !coming.contains(&parent) => Some(Refusal::ParentDead),
+            _ if superseded => Some(Refusal::Superseded),
+            _ => None,
+        };
+        match refusal {
+            Some(reason) => requeue.refused.push(Refused::new(letter.outbox_id.as_uuid(), reason)),
+            None => requeue.back.push(letter),
+        }
+    }
+    let seen: Vec<Uuid> = requeue.refused.iter().map(|refused| refused.id).collect();
+    let seen: Vec<Uuid> = requeue.back.iter().map(|letter| letter.outbox_id.as_uuid()).chain(seen).collect();
+    requeue.refused.extend(unknown(selection, &seen));
+    for lane in requeue.back.chunk_by(|one, next| one.lane_id == next.lane_id) {
+        requeue.lanes.push(lane_ahead(conn, conversation_id, &lane[0], lane.len() as u64).await?);
+    }
+    Ok(requeue)
+}
+
+/// What was named and is no dead letter.
+fn unknown(selection: Selection<'_>, seen: &[Uuid]) -> Vec<Refused> {
+    let Selection::Named(ids) = selection else { return Vec::new() };
+    let ids = ids.iter().map(|id| id.as_uuid()).filter(|id| !seen.contains(id));
+    ids.map(|id| Refused::new(id, Refusal::NotDead)).collect()
+}
+
+struct Chosen {
+    letter: Letter,
+    /// The dead message that it edits.
+    parent: Option<OutboxId>,
+    /// It is an edit that may have been sent, and carries an older text.
+    superseded: bool,
+}
+
+/// The dead letters of a selection and the edits of its messages, in the order of their lanes and places.
+async fn choose(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    selection: Selection<'_>,
+) -> Result<Vec<Chosen>, sqlx::Error> {
+    let (ids, cause, errcode) = parameters(selection);
+    let rows = sqlx::query!(
+        r#"
+        with chosen as (
+            select outbox_id, kind, subject_id from dead_letters
+            where conversation_id = $1
+                and ($2::uuid[] is null or outbox_id = any($2))
+                and ($3::text is null or cause = $3)
+                and ($4::text is null or errcode = $4)
+            order by lane_id, seq
+            limit $5
+        ), taken as (
+            select outbox_id from chosen
+            union
+            select e.outbox_id
+            from chosen c
+            join dead_letters e on e.conversation_id = $1 and e.subject_id = c.subject_id and e.kind = 'edit'
+            where c.kind = 'message'
+        )
+        select d.outbox_id as "outbox_id: OutboxId", d.lane_id as "lane_id: LaneId", d.seq, d.kind, d.subject_id,
+            d.cause, d.errcode, p.outbox_id as "parent?: OutboxId",
+            coalesce(d.kind = 'edit' and d.maybe_sent_at is not null and d.revision < m.revision, false)
+                as "superseded!"
+        from taken t
+        join dead_letters d on d.conversation_id = $1 and d.outbox_id = t.outbox_id
+        left join messages m on m.conversation_id = $1 and m.message_id = d.subject_id and d.kind = 'edit'
+        left join dead_letters p on p.conversation_id = $1 and p.outbox_id = m.send_outbox_id
+        order by d.lane_id <> d.conversation_id, d.lane_id, d.seq
+        "#,
+        conversation_id.as_uuid(),
+        ids.as_deref(),
+        cause,
+        errcode,
+        MOST_LETTERS,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Chosen {
+            letter: Letter {
+                outbox_id: row.outbox_id,
+                lane_id: row.lane_id,
+                seq: row.seq,
+                kind: row.kind,
+                subject_id: row.subject_id,
+                cause: row.cause,
+                errcode: row.errcode,
+            },
+            parent: row.parent,
+            superseded: row.superseded,
+        })
+        .collect())
+}
+
+fn parameters(selection: Selection<'_>) -> (Option<Vec<Uuid>>, Option<&str>, Option<&str>) {
+    match selection {
+        Selection::Named(ids) => (Some(ids.iter().map(|id| id.as_uuid()).collect()), None, None),
+        Selection::Matching { cause, errcode } => (None, cause, errcode),
+    }
+}
+
+/// The lanes that hold something of a selection, in the order in which lanes are locked.
+async fn lanes_of(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    selection: Selection<'_>,
+) -> Result<Vec<LaneId>, sqlx::Error> {
+    let (ids, cause, errcode) = parameters(selection);
+    sqlx::query_scalar!(
+        r#"
+        select lane_id as "lane_id: LaneId" from dead_letters
+        where conversation_id = $1
+            and ($2::uuid[] is null or outbox_id = any($2))
+            and ($3::text is null or cause = $3)
+            and ($4::text is null or errcode = $4)
+        group by lane_id
+        order by bool_or(lane_id <> conversation_id), lane_id
+        "#,
+        conversation_id.as_uuid(),
+        ids.as_deref(),
+        cause,
+        errcode,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+async fn lane_ahead(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    first: &Letter,
+    back: u64,
+) -> Result<LaneAhead, sqlx::Error> {
+    let row = sqlx::query!(
+        r#"
+        select coalesce(l.hold, case when l.paused_until > outbox_now() then l.pause_reason end) as waits,
+            case when l.hold is null and l.paused_until > outbox_now() then l.paused_until end as waits_until,
+            live.before as "before!", live.after as "after!",
+            (
+                select count(*) from (
+                    select 1 from messages m
+                    join sent_events s on s.conversation_id = $1 and s.outbox_id = m.send_outbox_id
+                    where m.conversation_id = $1 and m.seq > $3 and l.lane_id = l.conversation_id
+                    limit 1000
+                ) delivered
+            ) as "delivered_meanwhile!"
+        from lanes l
+        cross join lateral (
+            select count(*) filter (where ahead) as before, count(*) filter (where not ahead) as after
+            from (
+                select o.seq < $3 or o.maybe_sent_at is not null
+                    or (o.seq <= l.frozen_through and coalesce(l.leased_until > outbox_now(), false)) as ahead
+                from outbox o
+                where o.conversation_id = $1 and o.lane_id = $2
+            ) o
+        ) live
+        where l.conversation_id = $1 and l.lane_id = $2
+        "#,
+        conversation_id.as_uuid(),
+        first.lane_id.as_uuid(),
+        first.seq,
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(LaneAhead {
+        lane_id: first.lane_id,
+        back,
+        before: row.before,
+        after: row.after,
+        delivered_meanwhile: row.delivered_meanwhile,
+        waits: row.waits,
+        waits_until: row.waits_until,
+    })
+}
+
+/// Throws a dead letter away; see [`discard_all`]. Returns how many went; 0 when there is no such dead letter.
 pub async fn discard(
     conn: &mut PgConnection,
     conversation_id: ConversationId,
     outbox_id: OutboxId,
 ) -> Result<u64, sqlx::Error> {
-    let Some((turn, _)) = lock_dead(conn, conversation_id, outbox_id).await? else { return Ok(0) };
-    let gone = sqlx::query_scalar!(
+    Ok(discard_all(conn, conversation_id, &[outbox_id]).await?.len() as u64)
+}
+
+/// Throws dead letters away, with the edits that were parked for them. What may have been sent is remembered, so that
+/// late evidence and a later delete still find it. Returns what went.
+pub async fn discard_all(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    ids: &[OutboxId],
+) -> Result<Vec<OutboxId>, sqlx::Error> {
+    let Some(turn) = chat::lock_conversation(conn, conversation_id).await? else { return Ok(Vec::new()) };
+    for lane_id in lanes_of(conn, conversation_id, Selection::Named(ids)).await? {
+        lock_lane(conn, conversation_id, lane_id).await?;
+    }
+    let ids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
+    sqlx::query_scalar!(
         r#"
         with chosen as (
-            select kind, subject_id from dead_letters where conversation_id = $1 and outbox_id = $2
+            select outbox_id, kind, subject_id from dead_letters where conversation_id = $1 and outbox_id = any($2)
+        ), taken as (
+            select outbox_id from chosen
+            union
+            select e.outbox_id
+            from chosen c
+            join dead_letters e on e.conversation_id = $1 and e.subject_id = c.subject_id and e.kind = 'edit'
+            where c.kind = 'message'
         ), gone as (
             delete from dead_letters d
-            using chosen c
-            where d.conversation_id = $1
-                and (d.outbox_id = $2 or (c.kind = 'message' and d.kind = 'edit' and d.subject_id = c.subject_id))
+            using taken t
+            where d.conversation_id = $1 and d.outbox_id = t.outbox_id
             returning d.*
         ), remembered as (
             insert into withdrawn_operations (conversation_id, lane_id, outbox_id, kind, subject_id, revision,
@@ -128,34 +442,14 @@ pub async fn discard(
                 'discarded', $3
             from gone where maybe_sent_at is not null
         )
-        select count(*) as "gone!" from gone
+        select outbox_id as "outbox_id: OutboxId" from gone order by seq
         "#,
         conversation_id.as_uuid(),
-        outbox_id.as_uuid(),
+        &ids,
         turn.at,
     )
-    .fetch_one(conn)
-    .await?;
-    Ok(u64::try_from(gone).unwrap_or(0))
-}
-
-/// Locks the conversation and the lane of a dead letter, in this order. None when there is no such dead letter.
-async fn lock_dead(
-    conn: &mut PgConnection,
-    conversation_id: ConversationId,
-    outbox_id: OutboxId,
-) -> Result<Option<(Turn, LaneId)>, sqlx::Error> {
-    let Some(turn) = chat::lock_conversation(conn, conversation_id).await? else { return Ok(None) };
-    let lane_id = sqlx::query_scalar!(
-        r#"select lane_id as "lane_id: LaneId" from dead_letters where conversation_id = $1 and outbox_id = $2"#,
-        conversation_id.as_uuid(),
-        outbox_id.as_uuid(),
-    )
-    .fetch_optional(&mut *conn)
-    .await?;
-    let Some(lane_id) = lane_id else { return Ok(None) };
-    lock_lane(conn, conversation_id, lane_id).await?;
-    Ok(Some((turn, lane_id)))
+    .fetch_all(conn)
+    .await
 }
 
 async fn enter_lane(conn: &mut PgConnection, turn: &Turn, lane_id: LaneId, back: u64) -> Result<(), sqlx::Error> {
@@ -163,7 +457,7 @@ async fn enter_lane(conn: &mut PgConnection, turn: &Turn, lane_id: LaneId, back:
         r#"
         update lanes
         set open = open + $3,
-            due_at = case when hold is null then outbox_due(conversation_id, lane_id, $4) end
+            due_at = outbox_due(conversation_id, lane_id, $4, hold, paused_until)
         where conversation_id = $1 and lane_id = $2
         "#,
         turn.conversation_id.as_uuid(),
@@ -174,143 +468,4 @@ async fn enter_lane(conn: &mut PgConnection, turn: &Turn, lane_id: LaneId, back:
     .execute(conn)
     .await?;
     Ok(())
-}
-
-/// Holds a lane: nothing of it is sent until it is resumed. What is on the wire is not called back. False when there is
-/// no such lane.
-pub async fn hold(
-    conn: &mut PgConnection,
-    conversation_id: ConversationId,
-    lane_id: LaneId,
-    reason: &str,
-) -> Result<bool, sqlx::Error> {
-    let held = sqlx::query!(
-        "update lanes set hold = $3, due_at = null where conversation_id = $1 and lane_id = $2",
-        conversation_id.as_uuid(),
-        lane_id.as_uuid(),
-        reason,
-    )
-    .execute(conn)
-    .await?
-    .rows_affected();
-    Ok(held == 1)
-}
-
-/// Resumes a held lane. False when it is not held.
-pub async fn resume(
-    conn: &mut PgConnection,
-    conversation_id: ConversationId,
-    lane_id: LaneId,
-) -> Result<bool, sqlx::Error> {
-    lock_lane(conn, conversation_id, lane_id).await?;
-    let resumed = sqlx::query!(
-        r#"
-        update lanes
-        set hold = null, due_at = outbox_due(conversation_id, lane_id, outbox_now())
-        where conversation_id = $1 and lane_id = $2 and hold is not null
-        "#,
-        conversation_id.as_uuid(),
-        lane_id.as_uuid(),
-    )
-    .execute(conn)
-    .await?
-    .rows_affected();
-    Ok(resumed == 1)
-}
-
-/// Pauses everything (`class` none) or a class, for good or until a time. Nothing is claimed of it from the next claim
-/// on; what is under way is finished.
-pub async fn pause(
-    pool: &PgPool,
-    class: Option<LaneClass>,
-    until: Option<OffsetDateTime>,
-    reason: &str,
-    by: &str,
-) -> Result<(), sqlx::Error> {
-    sqlx::query!(
-        r#"
-        insert into pauses (scope, reason, paused_until, created_by, created_at)
-        values ($1, $2, $3, $4, outbox_now())
-        on conflict (scope) do update
-        set reason = excluded.reason, paused_until = excluded.paused_until, created_by = excluded.created_by,
-            created_at = excluded.created_at
-        "#,
-        class.map_or("all", LaneClass::as_str),
-        reason,
-        until,
-        by,
-    )
-    .execute(pool)
-    .await?;
-    Ok(())
-}
-
-/// Ends a pause. False when there was none.
-pub async fn unpause(pool: &PgPool, class: Option<LaneClass>) -> Result<bool, sqlx::Error> {
-    let ended = sqlx::query!("delete from pauses where scope = $1", class.map_or("all", LaneClass::as_str))
-        .execute(pool)
-        .await?
-        .rows_affected();
-    Ok(ended == 1)
-}
-
-/// Whether a class is paused now.
-pub(super) async fn is_paused(conn: &mut PgConnection, class: LaneClass) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar!(
-        r#"
-        select exists (
-            select 1 from pauses
-            where scope in ('all', $1) and (paused_until is null or paused_until > outbox_now())
-        ) as "paused!"
-        "#,
-        class.as_str(),
-    )
-    .fetch_one(conn)
-    .await
-}
-
-/// Ends what is no longer worth sending and still waits; also while everything is paused. Returns how many.
-///
-/// Call it again while it returns as many as `limit`.
-pub async fn expire(pool: &PgPool, limit: i64) -> Result<u64, sqlx::Error> {
-    let overdue = sqlx::query!(
-        r#"
-        select o.conversation_id as "conversation_id: ConversationId", o.lane_id as "lane_id: LaneId",
-            o.outbox_id as "outbox_id: OutboxId"
-        from outbox o
-        join lanes l on l.conversation_id = o.conversation_id and l.lane_id = o.lane_id
-        where o.expires_at <= outbox_now() and o.seq > l.frozen_through and o.maybe_sent_at is null
-        order by o.expires_at
-        limit $1
-        "#,
-        limit,
-    )
-    .fetch_all(pool)
-    .await?;
-    let mut expired = 0;
-    for row in overdue {
-        let mut tx = pool.begin().await?;
-        lock_lane(&mut tx, row.conversation_id, row.lane_id).await?;
-        // Handed meanwhile: the sender knows its deadline too.
-        let gone = sqlx::query!(
-            r#"
-            delete from outbox o
-            using lanes l
-            where o.conversation_id = $1 and o.outbox_id = $2
-                and l.conversation_id = o.conversation_id and l.lane_id = o.lane_id
-                and o.seq > l.frozen_through and o.maybe_sent_at is null
-            returning outbox_now() as "now!"
-            "#,
-            row.conversation_id.as_uuid(),
-            row.outbox_id.as_uuid(),
-        )
-        .fetch_optional(&mut *tx)
-        .await?;
-        if let Some(gone) = gone {
-            leave_lane(&mut tx, row.conversation_id, row.lane_id, 1, gone.now).await?;
-            expired += 1;
-        }
-        tx.commit().await?;
-    }
-    Ok(expired)
 }

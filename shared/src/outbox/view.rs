@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
+use super::words;
 use crate::ids::{ConversationId, EventId, OutboxId};
 
 /// How far a message has come on its way to Matrix.
@@ -114,6 +115,8 @@ pub async fn explain(
         r#"
         select s.event_id as "event_id?: EventId", d.cause as "cause?", d.errcode as "errcode?", d.hint as "hint?",
             o.due_at as "due_at?", o.seq > l.frozen_through and o.maybe_sent_at is null as "waits", l.hold,
+            d.kind as "dead_kind?",
+            case when l.paused_until > outbox_now() then l.paused_until end as lane_paused_until, l.pause_reason,
             l.leased_until > outbox_now() as "leased", p.reason as "paused?", p.paused_until as "paused_until?",
             head.outbox_id as "head_id?: OutboxId", head.kind as "head_kind?", head.failures as "head_failures?",
             head.due_at as "head_due_at?", head.due_at > outbox_now() as "head_waits?",
@@ -155,16 +158,22 @@ pub async fn explain(
     let first = row.head_id == Some(outbox_id);
     let (waiting_for, due_at) = match state {
         Delivery::Dead => {
-            let errcode = row.errcode.map(|errcode| format!(" ({errcode})")).unwrap_or_default();
-            let words =
-                format!("an operator: {}{errcode}; {}", row.cause.unwrap_or_default(), row.hint.unwrap_or_default());
-            (Some(words), None)
+            let errcode = row.errcode.as_ref().map(|errcode| format!(" ({errcode})")).unwrap_or_default();
+            let cause = row.cause.unwrap_or_default();
+            let noted = row.hint.unwrap_or_default();
+            let hint =
+                words::hint(&cause, row.errcode.as_deref(), row.dead_kind.as_deref().unwrap_or_default(), &noted);
+            (Some(format!("an operator: {}{errcode}; {hint}", words::cause_in_words(&cause))), None)
         }
         Delivery::Pending | Delivery::Delivering => match (row.hold, row.paused) {
             (Some(hold), _) => (Some(format!("an operator: its lane is held ({hold})")), None),
             (None, Some(reason)) => (Some(format!("the end of a pause ({reason})")), row.paused_until),
             (None, None) if row.leased == Some(true) && first => {
                 (Some("the homeserver's answer".to_owned()), row.due_at)
+            }
+            (None, None) if row.lane_paused_until.is_some() => {
+                let reason = row.pause_reason.unwrap_or_default();
+                (Some(format!("the end of a pause of its lane ({reason})")), row.lane_paused_until)
             }
             (None, None) if !first => {
                 let kind = row.head_kind.unwrap_or_default();

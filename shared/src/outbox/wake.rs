@@ -60,6 +60,13 @@ impl Wake {
     }
 }
 
+/// Wakes workers at once, after a commit: for who is about to end. One that is lost costs a poll.
+pub async fn wake_now(pool: &PgPool) {
+    if let Err(error) = sqlx::query!("select pg_notify($1, '')", CHANNEL).execute(pool).await {
+        tracing::debug!(%error, "wake-up not sent; workers will poll");
+    }
+}
+
 /// Hears wake-ups.
 #[derive(Debug)]
 pub struct WakeListener;

@@ -47,3 +47,14 @@ fn conversations_are_locked_in_a_way_that_foreign_keys_do_not_wait_for() {
         assert!(!bare.contains("for update"), "{statement}");
     }
 }
+
+#[test]
+fn the_trail_of_operators_is_only_ever_added_to() {
+    let of_the_trail: Vec<_> = statements().into_iter().filter(|statement| statement.contains("audit_log")).collect();
+    assert!(!of_the_trail.is_empty());
+    for statement in of_the_trail {
+        let first = statement.split_whitespace().next().unwrap_or_default();
+        assert!(statement.trim_start().starts_with("insert into audit_log") || first == "select", "{statement}");
+        assert!(!statement.contains("on conflict"), "{statement}");
+    }
+}

@@ -10,6 +10,7 @@ mod failpoints;
 mod fairness;
 mod hour;
 mod members;
+mod operators;
 mod order;
 mod outage;
 mod revisions;

@@ -163,6 +163,34 @@ async fn a_rate_limit_that_one_send_meets_is_kept_by_all_and_burns_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rate_limit_is_kept_whether_header_or_body_says_so_and_the_header_goes_first() {
+    const BODY: Duration = Duration::from_millis(1_100);
+    /// A header counts whole seconds, rounded up.
+    const HEADER: Duration = Duration::from_secs(2);
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let scene = Scene::new(&home).await;
+    let _worker = scene.worker().await;
+    let conversation = &begun(&scene, 1).await[0];
+    for (form, least) in [("both", HEADER), ("body", BODY), ("a proxy's page", HEADER)] {
+        let limited = fake.on_send().fail(429).retry_after(BODY);
+        let limited = match form {
+            "body" => limited.in_body_only(),
+            "a proxy's page" => limited.html("<h1>Too many requests</h1>"),
+            _ => limited,
+        };
+        limited.once();
+        let message = id(&scene.ada.post(conversation, form).await.expect(201));
+        scene.ada.delivered(&message).await;
+        let sends = sends(&fake);
+        let [.., first, second] = &sends[..] else { panic!("{form}: {} sends", sends.len()) };
+        let waited = second.arrived - first.arrived;
+        assert_eq!((first.status, &first.txn), (Some(429), &second.txn));
+        assert!(waited >= least, "{form}: {waited:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_rate_limit_of_an_invitation_holds_back_its_own_lane_only() {
     let fake = FakeHomeserver::start().await;
     let home = Home::of(&fake).await;

@@ -61,6 +61,7 @@ struct Refusal {
     status: u16,
     errcode: Option<String>,
     retry_after: Option<Duration>,
+    in_body_only: bool,
     html: Option<String>,
 }
 
@@ -175,7 +176,8 @@ impl Refusal {
         if let Some(delay) = self.retry_after {
             body["retry_after_ms"] = json!(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
         }
-        Reply { retry_after_secs: self.retry_after.map(whole_secs), ..Reply::json(self.status, &body) }
+        let retry_after_secs = self.retry_after.filter(|_| !self.in_body_only).map(whole_secs);
+        Reply { retry_after_secs, ..Reply::json(self.status, &body) }
     }
 }
 
@@ -296,7 +298,7 @@ impl<'hs> FaultBuilder<'hs> {
 
     /// Answers with this status and the error code that is usual with it; nothing is done.
     pub fn fail(mut self, status: u16) -> Self {
-        self.plan.refusal = Some(Refusal { status, errcode: None, retry_after: None, html: None });
+        self.plan.refusal = Some(Refusal { status, errcode: None, retry_after: None, in_body_only: false, html: None });
         self
     }
 
@@ -312,6 +314,12 @@ impl<'hs> FaultBuilder<'hs> {
         self
     }
 
+    /// What the refusal asks to wait stands in its body only, as homeservers wrote it before Matrix 1.10.
+    pub fn in_body_only(mut self) -> Self {
+        self.refusal().in_body_only = true;
+        self
+    }
+
     /// The refusal's body is this page, as a proxy in front of the homeserver makes them.
     pub fn html(mut self, page: &str) -> Self {
         self.refusal().html = Some(page.to_owned());
@@ -319,7 +327,7 @@ impl<'hs> FaultBuilder<'hs> {
     }
 
     fn refusal(&mut self) -> &mut Refusal {
-        let none = Refusal { status: 400, errcode: None, retry_after: None, html: None };
+        let none = Refusal { status: 400, errcode: None, retry_after: None, in_body_only: false, html: None };
         self.plan.refusal.get_or_insert(none)
     }
 

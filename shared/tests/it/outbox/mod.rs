@@ -7,6 +7,7 @@ mod idempotency;
 mod lanes;
 mod late;
 mod membership;
+mod operators;
 mod races;
 mod room;
 mod sound;

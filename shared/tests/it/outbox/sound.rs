@@ -28,7 +28,9 @@ union all
 select 'a lane is not due before its first row', lane_id::text from lane where due_at < first_due_at
 union all
 select 'a lane is due with its first row', lane_id::text from lane
-where due_at > greatest(first_due_at, outbox_now() + interval '1 second')
+where due_at > greatest(first_due_at, outbox_now() + interval '1 second', paused_until)
+union all
+select 'a lane is not due before its pause ends', lane_id::text from lane where due_at < paused_until
 union all
 select 'an operation stands in one place', outbox_id::text from place group by outbox_id having count(*) > 1
 union all

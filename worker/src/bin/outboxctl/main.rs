@@ -1,18 +1,21 @@
 //! `outboxctl`: what an operator types.
 
-use std::{process::ExitCode, time::Duration};
+use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
-use shared::{
-    config::{
-        Checked, ConfigProblem, DatabaseArgs, JwtArgs,
-        programs::{ApiCli, WorkerCli},
-    },
-    database::{self, Limits},
-    ids::UserId,
-    token,
-};
-use uuid::Uuid;
+use clap::{Parser, Subcommand};
+use shared::config::{ConfigProblem, DatabaseArgs};
+
+mod audit;
+mod discard;
+mod list;
+mod pause;
+mod print;
+mod requeue;
+mod resume;
+mod session;
+mod setup;
+mod show;
+mod targets;
 
 #[derive(Debug, Parser)]
 #[command(name = "outboxctl", version, about = "Operates matrix-outbox", after_help = EXIT_CODES)]
@@ -21,62 +24,43 @@ struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 it failed or something is wrong; 2 wrong use or configuration";
+const EXIT_CODES: &str =
+    "Exit codes: 0 done; 1 it failed, or there was nothing to act on; 2 wrong use or configuration";
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// List what is dead, held, paused, or still to be done
+    List(list::ListArgs),
+    /// Show where an operation or a message stands, why, and what to do
+    Show(show::ShowArgs),
+    /// Bring dead letters back to their places
+    Requeue(requeue::RequeueArgs),
+    /// Throw dead letters away
+    Discard(discard::DiscardArgs),
+    /// Stop sending: everything, a class, a conversation or a lane
+    Pause(pause::PauseArgs),
+    /// Let go on what is paused or held
+    Resume(resume::ResumeArgs),
+    /// List what operators did
+    Audit(audit::AuditArgs),
     /// Bring the database schema up to this release
     Migrate(DatabaseArgs),
     /// Mint a token for development
-    Token(TokenArgs),
+    Token(setup::TokenArgs),
     /// Look whether everything is there that the worker needs
-    Doctor(Box<DoctorArgs>),
+    Doctor(Box<setup::DoctorArgs>),
     /// Look at the configuration
     #[command(subcommand)]
-    Config(ConfigCommand),
-}
-
-#[derive(Debug, Args)]
-struct TokenArgs {
-    /// The user whom the token speaks for
-    #[arg(long, value_name = "UUID")]
-    user: Uuid,
-    /// Words separated by spaces, such as "outbox:read outbox:operate"
-    #[arg(long)]
-    scope: Option<String>,
-    /// For how many seconds it is valid
-    #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
-    valid_for: u32,
-    #[command(flatten)]
-    jwt: JwtArgs,
-}
-
-#[derive(Debug, Args)]
-struct DoctorArgs {
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    worker: WorkerCli,
-}
-
-#[derive(Debug, Subcommand)]
-enum ConfigCommand {
-    /// Check the options of api and worker, as the environment gives them, and report every mistake
-    Check(Box<CheckArgs>),
-}
-
-#[derive(Debug, Args)]
-struct CheckArgs {
-    /// Check only the API's or only the worker's
-    #[arg(long, value_parser = ["api", "worker"])]
-    only: Option<String>,
+    Config(setup::ConfigCommand),
 }
 
 /// Why a command did not succeed.
 enum Failed {
     Configuration(Vec<ConfigProblem>),
+    /// Wrong use that only the command itself could find.
+    Usage(String),
     Other(anyhow::Error),
+    /// It has said so itself.
     Reported,
 }
 
@@ -89,10 +73,17 @@ impl<E: Into<anyhow::Error>> From<E> for Failed {
 #[tokio::main]
 async fn main() -> ExitCode {
     let ended = match Cli::parse().command {
-        Command::Migrate(args) => migrate(&args).await,
-        Command::Token(args) => mint(&args),
-        Command::Doctor(args) => doctor(&args).await,
-        Command::Config(ConfigCommand::Check(args)) => check(&args),
+        Command::List(args) => list::list(&args).await,
+        Command::Show(args) => show::show(&args).await,
+        Command::Requeue(args) => requeue::requeue(&args).await,
+        Command::Discard(args) => discard::discard(&args).await,
+        Command::Pause(args) => pause::pause(&args).await,
+        Command::Resume(args) => resume::resume(&args).await,
+        Command::Audit(args) => audit::audit(&args).await,
+        Command::Migrate(args) => setup::migrate(&args).await,
+        Command::Token(args) => setup::mint(&args),
+        Command::Doctor(args) => setup::doctor(&args).await,
+        Command::Config(setup::ConfigCommand::Check(args)) => setup::check(&args),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -102,66 +93,14 @@ async fn main() -> ExitCode {
             }
             ExitCode::from(2)
         }
+        Err(Failed::Usage(problem)) => {
+            eprintln!("{problem}");
+            ExitCode::from(2)
+        }
         Err(Failed::Other(error)) => {
             eprintln!("{error:#}");
             ExitCode::FAILURE
         }
         Err(Failed::Reported) => ExitCode::FAILURE,
     }
-}
-
-async fn migrate(args: &DatabaseArgs) -> Result<(), Failed> {
-    let mut checked = Checked::default();
-    let config = checked.database(args);
-    let config = checked.finish(config).map_err(Failed::Configuration)?;
-    let pool = database::pool(&config, "outboxctl migrate", Limits::WORKERS)?;
-    database::migrate(&pool).await?;
-    database::add_attempt_partitions(&pool).await?;
-    println!("the schema is up to date");
-    Ok(())
-}
-
-fn mint(args: &TokenArgs) -> Result<(), Failed> {
-    let mut checked = Checked::default();
-    let secret = checked.jwt_secret(&args.jwt);
-    let secret = checked.finish(secret).map_err(Failed::Configuration)?;
-    let expires_at = database::unix_time() + i64::from(args.valid_for);
-    println!("{}", token::sign(&secret, UserId::from(args.user), expires_at, args.scope.as_deref())?);
-    Ok(())
-}
-
-async fn doctor(args: &DoctorArgs) -> Result<(), Failed> {
-    let settings = args.worker.check().map_err(Failed::Configuration)?;
-    let findings = tokio::time::timeout(Duration::from_mins(1), worker::doctor::examine(&settings)).await?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&findings)?);
-    } else {
-        for finding in &findings {
-            println!("{:4} {:14} {}", if finding.ok { "ok" } else { "BAD" }, finding.check, finding.detail);
-        }
-    }
-    if findings.iter().all(|finding| finding.ok) { Ok(()) } else { Err(Failed::Reported) }
-}
-
-fn check(args: &CheckArgs) -> Result<(), Failed> {
-    let mut problems = Vec::new();
-    let mut add = |program: &str, result: Result<(), Vec<ConfigProblem>>| match result {
-        Ok(()) => println!("{program}: ok"),
-        Err(found) => {
-            println!("{program}: {} wrong", found.len());
-            for problem in found {
-                if !problems.contains(&problem) {
-                    problems.push(problem);
-                }
-            }
-        }
-    };
-    // The options of both programs come from the environment here.
-    if args.only.as_deref() != Some("worker") {
-        add("api", ApiCli::parse_from(["api"]).check().map(|_| ()));
-    }
-    if args.only.as_deref() != Some("api") {
-        add("worker", WorkerCli::parse_from(["worker"]).check().map(|_| ()));
-    }
-    if problems.is_empty() { Ok(()) } else { Err(Failed::Configuration(problems)) }
 }

@@ -1,0 +1,52 @@
+//! What time does: operations that are no longer worth sending end.
+
+use sqlx::PgPool;
+
+use super::{leave_lane, lock_lane};
+use crate::ids::{ConversationId, LaneId, OutboxId};
+
+/// Ends what is no longer worth sending and still waits; also while everything is paused. Returns how many.
+///
+/// Call it again while it returns as many as `limit`.
+pub async fn expire(pool: &PgPool, limit: i64) -> Result<u64, sqlx::Error> {
+    let overdue = sqlx::query!(
+        r#"
+        select o.conversation_id as "conversation_id: ConversationId", o.lane_id as "lane_id: LaneId",
+            o.outbox_id as "outbox_id: OutboxId"
+        from outbox o
+        join lanes l on l.conversation_id = o.conversation_id and l.lane_id = o.lane_id
+        where o.expires_at <= outbox_now() and o.seq > l.frozen_through and o.maybe_sent_at is null
+        order by o.expires_at
+        limit $1
+        "#,
+        limit,
+    )
+    .fetch_all(pool)
+    .await?;
+    let mut expired = 0;
+    for row in overdue {
+        let mut tx = pool.begin().await?;
+        lock_lane(&mut tx, row.conversation_id, row.lane_id).await?;
+        // Handed meanwhile: the sender knows its deadline too.
+        let gone = sqlx::query!(
+            r#"
+            delete from outbox o
+            using lanes l
+            where o.conversation_id = $1 and o.outbox_id = $2
+                and l.conversation_id = o.conversation_id and l.lane_id = o.lane_id
+                and o.seq > l.frozen_through and o.maybe_sent_at is null
+            returning outbox_now() as "now!"
+            "#,
+            row.conversation_id.as_uuid(),
+            row.outbox_id.as_uuid(),
+        )
+        .fetch_optional(&mut *tx)
+        .await?;
+        if let Some(gone) = gone {
+            leave_lane(&mut tx, row.conversation_id, row.lane_id, 1, gone.now).await?;
+            expired += 1;
+        }
+        tx.commit().await?;
+    }
+    Ok(expired)
+}

@@ -1,0 +1,563 @@
+//! What operators do, on a real database: requeue, discard, pause, resume, the trail of it, and what they are shown.
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use shared::{
+    audit,
+    ids::{ConversationId, LaneId, OutboxId},
+    operator::{self, Scope},
+    outbox::{self, DeadFilter, Kind, LaneClass, Place, Refusal, Requeue, Requeued, Selection},
+};
+use sqlx::{AssertSqlSafe, Row as _};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::world::{End, Lane, Posted, Worker, World, echo};
+
+const WAIT: Duration = Duration::from_mins(10);
+const OPERATOR: &str = "ada";
+const ALL: Selection<'static> = Selection::Matching { cause: None, errcode: None };
+
+impl Lane {
+    async fn pause_for(&self, duration: Duration) {
+        let until = self.world.now().await + duration;
+        self.pause_until(Some(until)).await;
+    }
+
+    async fn pause_until(&self, until: Option<OffsetDateTime>) {
+        let mut tx = self.world.begin().await;
+        let lanes = operator::pause(&mut tx, OPERATOR, Scope::Conversation(self.id), until, "why").await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(lanes, 1);
+        self.sound().await;
+    }
+
+    async fn requeue_selected(&self, selection: Selection<'_>) -> Requeue {
+        let mut tx = self.world.begin().await;
+        let done = operator::requeue(&mut tx, OPERATOR, self.id, selection, None).await.unwrap();
+        tx.commit().await.unwrap();
+        self.sound().await;
+        done
+    }
+
+    async fn preview(&self, selection: Selection<'_>) -> Requeue {
+        let mut tx = self.world.begin().await;
+        outbox::preview_requeue(&mut tx, self.id, selection).await.unwrap()
+    }
+
+    async fn dead(&self, worker: &Worker) -> Posted {
+        let posted = self.post("dead").await;
+        self.step(worker, End::OwnFault).await;
+        posted
+    }
+}
+
+impl World {
+    async fn now(&self) -> OffsetDateTime {
+        sqlx::query_scalar("select outbox_now()").fetch_one(&self.pool).await.unwrap()
+    }
+
+    async fn trail(&self) -> Vec<audit::Entry> {
+        let mut tx = self.begin().await;
+        audit::entries(&mut tx, None, None, 1000).await.unwrap()
+    }
+}
+
+fn refusals(requeue: &Requeue) -> Vec<(Uuid, Refusal)> {
+    requeue.refused.iter().map(|refused| (refused.id, refused.reason)).collect()
+}
+
+fn ids(requeue: &Requeue) -> Vec<OutboxId> {
+    requeue.back.iter().map(|letter| letter.outbox_id).collect()
+}
+
+// --- Pauses of lanes -------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn what_is_posted_into_an_empty_lane_waits_for_the_end_of_its_pause_and_burns_nothing() {
+    let lane = World::with_lane().await;
+    let worker = Worker::new();
+    lane.pause_for(WAIT).await;
+    lane.post("one").await;
+    lane.post("two").await;
+    assert!(lane.try_claim(&worker, 1).await.is_none());
+    lane.world.advance(WAIT * 9 / 10).await;
+    assert!(lane.try_claim(&worker, 1).await.is_none());
+    lane.world.advance(WAIT / 10).await;
+    let operation = lane.step(&worker, End::Delivered).await;
+    assert_eq!((operation.attempts, operation.failures), (0, 0));
+    assert_eq!(lane.drain().await.len(), 1);
+    assert_eq!(lane.number("select count(*) from attempts where conversation_id = $1").await, 2);
+}
+
+/// Wherever a due time is set, it keeps to the pause; `sound` checks that after each step.
+#[tokio::test]
+async fn whatever_happens_to_a_paused_lane_it_stays_paused() {
+    let lane = World::with_lane().await;
+    let worker = Worker::new();
+    let dead = lane.dead(&worker).await;
+    let sent = lane.post("on the wire").await;
+    let (refused, deleted) = (lane.post("handed").await, lane.post("deleted").await);
+    let claimed = lane.claim(&worker, 2).await;
+    lane.pause_for(WAIT).await;
+    // What is on the wire is finished and counts; what follows it waits.
+    lane.settle(&worker, &claimed, &[End::Delivered, End::Refused]).await;
+    assert!(lane.ids("sent_events", Kind::Message).await.contains(&sent.outbox_id));
+    lane.delete(&deleted).await;
+    lane.edit(&refused, "other words").await;
+    lane.post("another").await;
+    assert_eq!(lane.requeue(dead.outbox_id).await, Requeued::Back(1));
+    let evidence = echo(Kind::Message, dead.message_id, 1, dead.outbox_id);
+    assert!(lane.late_evidence(&evidence).await);
+    assert!(lane.try_claim(&worker, 1).await.is_none());
+    lane.world.advance(WAIT).await;
+    assert_eq!(lane.drain().await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_lane_whose_owner_is_gone_is_taken_over_after_its_pause() {
+    let lane = World::with_lane().await;
+    let posted = lane.post("one").await;
+    lane.claim(&Worker::new(), 1).await;
+    lane.pause_for(WAIT).await;
+    lane.world.lapse().await;
+    let next = Worker::new();
+    assert!(lane.try_claim(&next, 1).await.is_none());
+    lane.world.advance(WAIT).await;
+    let operation = lane.step(&next, End::Delivered).await;
+    assert!(operation.outbox_id == posted.outbox_id && operation.maybe_sent_at.is_some());
+}
+
+#[tokio::test]
+async fn a_pause_is_shortened_lengthened_and_ended_by_hand() {
+    let lane = World::with_lane().await;
+    let worker = Worker::new();
+    lane.post("one").await;
+    lane.pause_for(WAIT * 10).await;
+    lane.pause_for(WAIT).await;
+    lane.world.advance(WAIT).await;
+    let claimed = lane.claim(&worker, 1).await;
+    lane.settle(&worker, &claimed, &[End::RefusedFor(WAIT)]).await;
+    lane.pause_for(WAIT * 10).await;
+    lane.world.advance(WAIT / 2).await;
+    let mut tx = lane.world.begin().await;
+    let resumed = operator::resume(&mut tx, OPERATOR, Scope::Lane(lane.id, lane.lane_id()), None).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!((resumed.ended, resumed.lanes), (1, 1));
+    lane.sound().await;
+    assert!(lane.try_claim(&worker, 1).await.is_none(), "it still backs off");
+    lane.world.advance(WAIT / 2).await;
+    assert_eq!(lane.drain().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_lane_that_is_held_stays_held_when_its_pause_ends_and_resuming_ends_both() {
+    let lane = World::with_lane().await;
+    let worker = Worker::new();
+    lane.post("one").await;
+    lane.step(&worker, End::RoomFault).await;
+    lane.pause_for(WAIT).await;
+    lane.world.advance(WAIT).await;
+    assert!(lane.try_claim(&worker, 1).await.is_none());
+    lane.pause_for(WAIT).await;
+    lane.pause_until(None).await;
+    let mut tx = lane.world.begin().await;
+    let held = outbox::held_lanes(&mut tx, None, None, 10).await.unwrap();
+    assert_eq!(held[0].reason, "why; held before: forbidden", "what is still to be mended is not forgotten");
+    drop(tx);
+    assert!(lane.resume().await);
+    assert!(!lane.resume().await);
+    assert_eq!(lane.drain().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_pause_reaches_every_lane_of_its_conversation_or_the_one_that_was_named() {
+    let world = World::new().await;
+    let (lane, other) = (world.lane().await, world.lane().await);
+    let call = LaneId::from(Uuid::now_v7());
+    sqlx::query("insert into lanes values ($1, $2, 'call', 0, 0, null, null, null, null, null, 0)")
+        .bind(lane.id.as_uuid())
+        .bind(call.as_uuid())
+        .execute(&world.pool)
+        .await
+        .unwrap();
+    let held = async || world.db.count("select count(*) from lanes where hold is not null").await;
+    let act = async |scope, pause: bool| {
+        let mut tx = world.begin().await;
+        let lanes = if pause {
+            operator::pause(&mut tx, OPERATOR, scope, None, "why").await.unwrap()
+        } else {
+            operator::resume(&mut tx, OPERATOR, scope, None).await.unwrap().ended
+        };
+        tx.commit().await.unwrap();
+        lanes
+    };
+    assert_eq!(act(Scope::Conversation(lane.id), true).await, 2);
+    assert_eq!(held().await, 2);
+    assert_eq!(act(Scope::Lane(lane.id, call), false).await, 1);
+    assert_eq!(held().await, 1);
+    assert_eq!(act(Scope::Conversation(lane.id), false).await, 1);
+    assert_eq!(act(Scope::Lane(other.id, other.lane_id()), true).await, 1);
+    assert_eq!(held().await, 1);
+    assert_eq!(act(Scope::Lane(other.id, call), true).await, 0, "there is no such lane");
+}
+
+#[tokio::test]
+async fn all_held_lanes_are_resumed_in_batches_or_those_of_one_reason_and_the_due_are_counted() {
+    let world = World::new().await;
+    let mut lanes = Vec::new();
+    for n in 0..7 {
+        let lane = world.lane().await;
+        if n < 4 {
+            lane.post("one").await;
+        }
+        let mut tx = world.begin().await;
+        outbox::hold(&mut tx, lane.id, lane.lane_id(), if n < 5 { "one reason" } else { "another" }).await.unwrap();
+        tx.commit().await.unwrap();
+        lanes.push(lane);
+    }
+    let batch = async |because, limit| {
+        let mut tx = world.begin().await;
+        let resumed = outbox::resume_held(&mut tx, because, limit).await.unwrap();
+        tx.commit().await.unwrap();
+        world.sound().await;
+        resumed
+    };
+    let first = batch(Some("one reason"), 3).await;
+    let second = batch(Some("one reason"), 3).await;
+    assert_eq!((first.ended, second.ended, first.lanes + second.lanes), (3, 2, 4));
+    assert_eq!(batch(Some("one reason"), 3).await.ended, 0);
+    assert_eq!(batch(None, 3).await.ended, 2);
+    assert_eq!(world.claim_lanes(&Worker::new(), 10, 1).await.len(), 4);
+}
+
+// --- Requeue ---------------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn what_is_requeued_together_comes_first_in_its_original_order_and_a_preview_said_so() {
+    let lane = World::with_lane().await;
+    let worker = Worker::new();
+    let mut expected = Vec::new();
+    for _ in 0..3 {
+        expected.push(lane.dead(&worker).await.outbox_id);
+    }
+    let delivered = lane.post("delivered meanwhile").await;
+    lane.step(&worker, End::Delivered).await;
+    let doubtful = lane.post("in doubt").await;
+    lane.step(&worker, End::Ambiguous).await;
+    for _ in 0..10 {
+        lane.post("waiting").await;
+    }
+    let before = lane.picture().await;
+    let preview = lane.preview(ALL).await;
+    assert_eq!(lane.picture().await, before, "a preview changes nothing");
+    assert_eq!(ids(&preview), expected);
+    let ahead = &preview.lanes[0];
+    assert_eq!((ahead.back, ahead.before, ahead.after, ahead.delivered_meanwhile), (3, 1, 10, 1));
+    assert_eq!(lane.requeue_selected(ALL).await, preview, "the act does what the preview said");
+    let sent: Vec<_> = lane.drain().await.iter().map(|operation| operation.outbox_id).collect();
+    assert_eq!(sent[..3], expected);
+    assert_eq!(sent.len(), 14);
+    assert!(sent.contains(&doubtful.outbox_id) && !sent.contains(&delivered.outbox_id));
+}
+
+#[tokio::test]
+async fn only_what_matches_comes_back_and_what_cannot_says_why() {
+    let lane = World::with_lane().await;
+    let worker = Worker::new();
+    // A message with an edit that died with it.
+    let parent = lane.post("one").await;
+    let claimed = lane.claim(&worker, 1).await;
+    lane.edit(&parent, "two").await;
+    lane.settle(&worker, &claimed, &[End::OwnFault]).await;
+    let parked = lane.only("dead_letters", Kind::Edit).await;
+    // A message whose edit may have been sent, died, and was replaced.
+    let edited = lane.post("one").await;
+    lane.step(&worker, End::Delivered).await;
+    lane.edit(&edited, "two").await;
+    let superseded = lane.step(&worker, End::Ambiguous).await.outbox_id;
+    lane.step(&worker, End::OwnFault).await;
+    lane.edit(&edited, "three").await;
+    lane.step(&worker, End::Delivered).await;
+    let live = lane.post("live").await;
+
+    let named = [parked, superseded, live.outbox_id];
+    let done = lane.requeue_selected(Selection::Named(&named)).await;
+    assert_eq!(ids(&done), []);
+    let expected =
+        [(parked, Refusal::ParentDead), (superseded, Refusal::Superseded), (live.outbox_id, Refusal::NotDead)];
+    assert_eq!(refusals(&done), expected.map(|(id, reason)| (id.as_uuid(), reason)));
+    assert_eq!(lane.world.trail().await.len(), 0, "an act that changes nothing leaves no row");
+
+    let none = Selection::Matching { cause: Some("gave_up"), errcode: None };
+    assert_eq!(ids(&lane.requeue_selected(none).await), []);
+    let own = Selection::Matching { cause: Some("own_fault"), errcode: None };
+    let done = lane.requeue_selected(own).await;
+    assert_eq!(ids(&done), [parent.outbox_id, parked], "a message takes its edits along");
+    assert_eq!(refusals(&done), [(superseded.as_uuid(), Refusal::Superseded)]);
+    let last = lane.drain().await.iter().filter(|sent| sent.subject_id == parent.message_id.as_uuid()).count();
+    assert_eq!(last, 2);
+}
+
+#[tokio::test]
+async fn a_requeue_into_a_paused_lane_waits_and_its_preview_says_for_what() {
+    let lane = World::with_lane().await;
+    let worker = Worker::new();
+    lane.dead(&worker).await;
+    lane.pause_for(WAIT).await;
+    let done = lane.requeue_selected(ALL).await;
+    assert_eq!(done.lanes[0].waits.as_deref(), Some("why"));
+    assert!(done.lanes[0].waits_until.is_some());
+    assert!(lane.try_claim(&worker, 1).await.is_none());
+    lane.world.advance(WAIT).await;
+    assert_eq!(lane.drain().await.len(), 1);
+}
+
+#[tokio::test]
+async fn what_was_discarded_in_doubt_and_turns_up_is_brought_up_to_date_and_redacted_with_its_message() {
+    let lane = World::with_lane().await;
+    let worker = Worker::new();
+    let (edited, deleted) = (lane.post("one").await, lane.post("one").await);
+    for posted in [&edited, &deleted] {
+        lane.step(&worker, End::Ambiguous).await;
+        lane.step(&worker, End::OwnFault).await;
+        let mut tx = lane.world.begin().await;
+        let gone = operator::discard(&mut tx, OPERATOR, lane.id, &[posted.outbox_id], "why").await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(gone, [posted.outbox_id]);
+    }
+    lane.edit(&edited, "two").await;
+    lane.delete(&deleted).await;
+    for posted in [&edited, &deleted] {
+        assert!(lane.late_evidence(&echo(Kind::Message, posted.message_id, 1, posted.outbox_id)).await);
+    }
+    let kinds: Vec<_> = lane.drain().await.iter().map(|operation| (operation.kind, operation.subject_id)).collect();
+    assert!(kinds.contains(&(Kind::Edit, edited.message_id.as_uuid())), "{kinds:?}");
+    assert!(kinds.contains(&(Kind::Redact, deleted.message_id.as_uuid())), "{kinds:?}");
+}
+
+// --- The trail -------------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn each_act_has_one_row_in_the_trail_and_one_that_fails_or_changes_nothing_has_none() {
+    let lane = World::with_lane().await;
+    let world = &lane.world;
+    let worker = Worker::new();
+    let scopes = [
+        (Scope::All, "all", None),
+        (Scope::Class(LaneClass::Chat), "class", None),
+        (Scope::Conversation(lane.id), "conversation", Some(lane.id)),
+        (Scope::Lane(lane.id, lane.lane_id()), "lane", Some(lane.id)),
+    ];
+    let mut expected = Vec::new();
+    for (scope, name, conversation_id) in scopes {
+        for until in [None, Some(world.now().await + WAIT)] {
+            let mut tx = world.begin().await;
+            operator::pause(&mut tx, OPERATOR, scope, until, "why").await.unwrap();
+            tx.commit().await.unwrap();
+            expected.push(("pause", name, conversation_id));
+        }
+        for (reason, ended) in [(Some("mended"), 1), (None, 0)] {
+            let mut tx = world.begin().await;
+            assert_eq!(operator::resume(&mut tx, OPERATOR, scope, reason).await.unwrap().ended, ended);
+            tx.commit().await.unwrap();
+        }
+        expected.push(("resume", name, conversation_id));
+    }
+    let (kept, gone) = (lane.dead(&worker).await, lane.dead(&worker).await);
+    for outbox_id in [gone.outbox_id, gone.outbox_id, OutboxId::generate()] {
+        let mut tx = world.begin().await;
+        operator::discard(&mut tx, OPERATOR, lane.id, &[outbox_id], "spam").await.unwrap();
+        tx.commit().await.unwrap();
+    }
+    expected.push(("discard", "operations", Some(lane.id)));
+    let mut tx = world.begin().await;
+    operator::requeue(&mut tx, OPERATOR, lane.id, ALL, None).await.unwrap();
+    tx.rollback().await.unwrap();
+    assert_eq!(lane.only("dead_letters", Kind::Message).await, kept.outbox_id);
+    lane.requeue_selected(ALL).await;
+    expected.push(("requeue", "conversation", Some(lane.id)));
+    lane.hold().await;
+    for _ in 0..2 {
+        let mut tx = world.begin().await;
+        operator::resume_held(&mut tx, OPERATOR, None, None).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+    expected.push(("resume", "held", None));
+    let mut tx = world.begin().await;
+    let nowhere = Scope::Conversation(ConversationId::generate());
+    assert_eq!(operator::pause(&mut tx, OPERATOR, nowhere, None, "why").await.unwrap(), 0);
+    tx.commit().await.unwrap();
+
+    let mut trail = world.trail().await;
+    trail.reverse();
+    let found: Vec<_> =
+        trail.iter().map(|entry| (entry.verb.as_str(), entry.scope.as_str(), entry.conversation_id)).collect();
+    assert_eq!(found, expected);
+    assert!(trail.iter().all(|entry| entry.acted_by == OPERATOR && entry.affected == 1));
+    assert_eq!(trail[0].arguments, json!({"until": null}));
+    let discarded = trail.iter().find(|entry| entry.verb == "discard").unwrap();
+    assert_eq!(
+        (&discarded.arguments, discarded.reason.as_deref()),
+        (&json!({"outbox_ids": [gone.outbox_id]}), Some("spam"))
+    );
+}
+
+// --- What operators are shown ----------------------------------------------------------------------------------------
+
+/// The statement that lists dead letters, as it stands in its source.
+fn list_statement() -> &'static str {
+    let source = include_str!("../../../src/outbox/list.rs");
+    let rest = source.split_once("pub async fn dead_letters").expect("it is there").1;
+    rest.split_once("r#\"").expect("a statement follows").1.split_once("\"#").expect("it ends").0
+}
+
+#[tokio::test]
+async fn a_page_of_a_hundred_thousand_dead_letters_is_read_from_an_index_whatever_the_filter() {
+    let world = World::new().await;
+    let lane = world.lane().await;
+    let rare = world.lane().await;
+    // One in a thousand has a rare trait; they are spread over all times of death.
+    sqlx::query(
+        "insert into dead_letters (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, enqueued_at,
+             attempts, cause, errcode, hint, died_at)
+         select c, c, n, gen_random_uuid(), case when rare then 'invite' else 'message' end, gen_random_uuid(), 1,
+             outbox_now(), 1, case when rare then 'gave_up' else 'own_fault' end,
+             case when rare then 'M_FORBIDDEN' else 'M_TOO_LARGE' end, '', outbox_now() - make_interval(secs => n)
+         from (
+             select n, n % 1000 = 7 as rare, case when n % 1000 = 7 then $1 else $2 end as c
+             from generate_series(1, 100000) n
+         ) numbered",
+    )
+    .bind(rare.id.as_uuid())
+    .bind(lane.id.as_uuid())
+    .execute(&world.pool)
+    .await
+    .unwrap();
+    sqlx::query("vacuum analyze dead_letters").execute(&world.pool).await.unwrap();
+    let none = DeadFilter::default();
+    let filters = [
+        none.clone(),
+        DeadFilter { conversation_id: Some(rare.id), ..none.clone() },
+        DeadFilter { kind: Some("invite".to_owned()), ..none.clone() },
+        DeadFilter { cause: Some("gave_up".to_owned()), ..none.clone() },
+        DeadFilter { errcode: Some("M_FORBIDDEN".to_owned()), ..none.clone() },
+    ];
+    for filter in filters {
+        let mut tx = world.begin().await;
+        let first = outbox::dead_letters(&mut tx, &filter, None, 50).await.unwrap();
+        let cursor = first.last().unwrap().cursor();
+        let second = outbox::dead_letters(&mut tx, &filter, Some(cursor), 50).await.unwrap();
+        assert_eq!((first.len(), second.len()), (50, 50));
+        let died: Vec<_> = first.iter().chain(&second).map(|letter| letter.died_at).collect();
+        assert!(died.is_sorted_by(|one, next| one > next), "newest first, none twice");
+        let last = first.last().unwrap();
+        let explain = AssertSqlSafe(format!("explain (analyze, buffers, format json) {}", list_statement()));
+        let plan: Value = sqlx::query_scalar(explain)
+            .bind(filter.conversation_id.map(ConversationId::as_uuid))
+            .bind(filter.kind.clone())
+            .bind(filter.cause.clone())
+            .bind(filter.errcode.clone())
+            .bind(last.died_at)
+            .bind(last.outbox_id.as_uuid())
+            .bind(50_i64)
+            .fetch_one(&mut *tx)
+            .await
+            .unwrap();
+        let plan = &plan[0]["Plan"];
+        let pages = plan["Shared Hit Blocks"].as_i64().unwrap() + plan["Shared Read Blocks"].as_i64().unwrap();
+        println!("{pages} pages for {filter:?}");
+        assert!(pages < 150, "{pages} pages for {filter:?}: {plan}");
+    }
+}
+
+#[tokio::test]
+async fn an_id_leads_to_its_operation_or_to_all_of_its_message_wherever_they_stand() {
+    let lane = World::with_lane().await;
+    let worker = Worker::new();
+    let posted = lane.post("one").await;
+    lane.step(&worker, End::Refused).await;
+    lane.step(&worker, End::Delivered).await;
+    lane.edit(&posted, "two").await;
+    let edit = lane.step(&worker, End::OwnFault).await.outbox_id;
+    for text in ["waiting", "waiting too"] {
+        lane.post(text).await;
+    }
+    let mut tx = lane.world.begin().await;
+    let found = outbox::find(&mut tx, posted.message_id.as_uuid()).await.unwrap();
+    let places: Vec<_> = found.iter().map(|found| (found.outbox_id, found.place)).collect();
+    assert_eq!(places, [(posted.outbox_id, Place::Sent), (edit, Place::Dead)]);
+    let found = outbox::find(&mut tx, edit.as_uuid()).await.unwrap();
+    assert_eq!(found.len(), 1);
+    let shown = outbox::show(&mut tx, found[0].clone()).await.unwrap();
+    let dead = shown.dead.as_ref().unwrap();
+    assert_eq!((dead.cause.as_str(), dead.hint.as_str()), ("own_fault", "too large"));
+    assert_eq!((shown.behind, shown.attempts_total), (2, 1));
+    assert_eq!(shown.first_error.as_ref().unwrap().outcome, "own_fault");
+    let sent = outbox::find(&mut tx, posted.outbox_id.as_uuid()).await.unwrap();
+    let sent = outbox::show(&mut tx, sent[0].clone()).await.unwrap();
+    assert_eq!((sent.attempts_total, sent.last_error.unwrap().outcome.as_str()), (2, "refused"));
+    assert!(outbox::find(&mut tx, Uuid::now_v7()).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn the_gauges_say_what_waits_and_since_when() {
+    let world = World::new().await;
+    let worker = Worker::new();
+    let (lane, held, paused) = (world.lane().await, world.lane().await, world.lane().await);
+    let read = async || {
+        let mut tx = world.begin().await;
+        outbox::gauges(&mut tx).await.unwrap()
+    };
+    let empty = read().await;
+    assert!(empty.classes.iter().all(|class| class.depth == 0 && class.oldest_age.is_zero() && !class.paused));
+    lane.dead(&worker).await;
+    held.post("oldest").await;
+    held.hold().await;
+    world.advance(WAIT).await;
+    for _ in 0..3 {
+        lane.post("one").await;
+    }
+    paused.pause_for(WAIT).await;
+    outbox::pause(&world.pool, Some(LaneClass::Call), None, "why", OPERATOR).await.unwrap();
+    let gauges = read().await;
+    let [call, chat] = gauges.classes.as_slice() else { panic!("two classes") };
+    assert_eq!((call.class, call.depth, call.paused), (LaneClass::Call, 0, true));
+    assert_eq!((chat.class, chat.depth, chat.paused), (LaneClass::Chat, 4, false));
+    assert!(chat.oldest_age >= WAIT && chat.oldest_age < WAIT * 2, "{:?}", chat.oldest_age);
+    assert_eq!((gauges.dead_letters, gauges.held_lanes, gauges.paused_lanes, gauges.all_paused), (1, 1, 1, false));
+}
+
+/// An update that touches a column of an index writes to every index of the table.
+#[tokio::test]
+async fn what_is_indexed_for_operators_costs_the_updates_of_claims_and_settles_nothing() {
+    let lane = World::with_lane().await;
+    let worker = Worker::new();
+    lane.post("one").await;
+    let hot = async |tx: &mut sqlx::PgConnection, table: &str| -> (i64, i64) {
+        let row = sqlx::query(
+            "select pg_stat_get_xact_tuples_updated($1::regclass) as updated,
+                 pg_stat_get_xact_tuples_hot_updated($1::regclass) as hot",
+        )
+        .bind(table)
+        .fetch_one(tx)
+        .await
+        .unwrap();
+        (row.get("updated"), row.get("hot"))
+    };
+    // The figures are the session's, of earlier transactions too.
+    let mut tx = lane.world.begin().await;
+    let (outbox_before, lanes_before) = (hot(&mut tx, "outbox").await, hot(&mut tx, "lanes").await);
+    let claim = outbox::claim(&mut tx, &worker.request(1, 1)).await.unwrap();
+    for (table, before) in [("outbox", outbox_before), ("lanes", lanes_before)] {
+        let (updated, hot) = hot(&mut tx, table).await;
+        assert_eq!((updated - before.0, hot - before.1), (1, 1), "a claim's update of {table}");
+    }
+    tx.commit().await.unwrap();
+    let mut tx = lane.world.begin().await;
+    let before = hot(&mut tx, "outbox").await;
+    let settlement = super::world::settlement(&claim.batches[0], End::Ambiguous);
+    outbox::settle(&mut tx, worker.id, &[settlement]).await.unwrap();
+    let (updated, hot) = hot(&mut tx, "outbox").await;
+    assert_eq!((updated - before.0, hot - before.1), (1, 1), "a settle's update of outbox");
+}
