@@ -35,8 +35,7 @@ bench: ## measure writes, drain, latency and claims beside their limits; BENCH_A
 	$(STACK) test --no-synapse --durable -- cargo bench $(ALL) --bench outbox -- $(BENCH_ARGS)
 
 drill: ## break everything while clients write, and compare; DRILL=crash|outage|…|all SEED= OPERATIONS= KILLS=
-	cargo build $(ALL) --bins
-	cargo bench --profile dev $(ALL) --bench drill --no-run
+	cargo test $(ALL) --test it --bench drill --no-run
 	$(STACK) test --no-synapse --durable -- cargo bench --profile dev $(ALL) --bench drill
 
 lint: ## check format, lints, offline query data, dependencies and scripts

@@ -152,7 +152,10 @@ impl Rooms {
             return Err(RoomError::Late);
         }
         match self.homeserver.join(shut).await {
-            Ok(()) => tracing::info!(conversation.id = %conversation_id, "joined the room again"),
+            Ok(()) => {
+                reach(Point::RoomRejoined);
+                tracing::info!(conversation.id = %conversation_id, "joined the room again");
+            }
             Err(Failure::Refused(Refusal { status: 403 | 404, .. })) => {
                 return Err(RoomError::Shut(
                     "the service account is not in the room any more: invite it there, then resume the lane",
@@ -208,6 +211,7 @@ impl Rooms {
                     return Err(RoomError::NotYet);
                 }
             }
+            reach(Point::RoomReplaced);
             return self.make_whole(step, next, plan).await;
         }
         Err(RoomError::Shut("the room was replaced again and again: nothing is sent there"))
@@ -310,6 +314,7 @@ impl Rooms {
     async fn abandon(&self, alias: &str) -> Result<bool, RoomError> {
         match self.homeserver.delete_alias(alias).await {
             Ok(()) => {
+                reach(Point::RoomAbandoned);
                 metrics::counter!("matrix_room_creation_total", "result" => "abandoned").increment(1);
                 tracing::warn!(alias, "the room under the alias never came to be: making another");
                 Ok(true)

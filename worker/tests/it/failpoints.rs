@@ -3,6 +3,7 @@
 
 use std::{os::unix::process::ExitStatusExt as _, sync::Arc};
 
+use serde_json::json;
 use shared::{
     failpoint::Point,
     testing::{
@@ -16,7 +17,7 @@ use shared::{
 use tokio::{sync::Semaphore, task::JoinSet};
 use uuid::Uuid;
 
-use crate::scene::{Home, Scene, id, sends};
+use crate::scene::{Home, Scene, id, room_of, sends, shape};
 
 /// How many points are tried at once: two cores are busy with these.
 const AT_ONCE: usize = 6;
@@ -34,6 +35,12 @@ enum Way {
     TakeOver,
     /// An answer that comes when the lane is another's.
     TooLate,
+    /// A creation that left an alias, and a room that nobody can enter.
+    Stillborn,
+    /// A room that we left, and are invited to again.
+    Left,
+    /// A room with a tombstone.
+    Replaced,
 }
 
 const fn way(point: Point) -> Way {
@@ -41,6 +48,9 @@ const fn way(point: Point) -> Way {
         Point::LookUpBegins | Point::LookUpEnded => Way::Forgetful,
         Point::ClaimMarked => Way::TakeOver,
         Point::EvidenceBegins | Point::EvidenceWritten | Point::EvidenceCommitted => Way::TooLate,
+        Point::RoomAbandoned => Way::Stillborn,
+        Point::RoomRejoined => Way::Left,
+        Point::RoomReplaced => Way::Replaced,
         _ => Way::Life,
     }
 }
@@ -231,12 +241,65 @@ async fn dies_too_late(point: Point) {
     drop(other);
 }
 
+/// It dies when it has taken the alias from a room that nobody is in.
+async fn dies_at_a_stillborn_room(point: Point) {
+    let trial = Trial::at(point).await;
+    trial.fake.on_create_room().stop_after(1).fail(500).once();
+    let mut victim = trial.victim(&[("OUTBOX_BACKOFF", "1ms")]).await;
+    let conversation = trial.conversation().await;
+    let message = trial.post(&conversation, "the first of all").await;
+    trial.died(&mut victim).await;
+    let _successor = trial.worker().await;
+    trial.scene.ada.delivered(&message).await;
+    trial.assert_exact().await;
+}
+
+/// It dies when it has mended a room that did not take its events, before it sends what it could not.
+async fn dies_mending_a_room(point: Point) {
+    let trial = Trial::at(point).await;
+    let mut first = trial.worker().await;
+    let conversation = trial.conversation().await;
+    let begun = trial.post(&conversation, "the first of all").await;
+    let old = room_of(&trial.scene.ada.delivered(&begun).await).to_owned();
+    trial.scene.drained().await;
+    first.kill();
+    let (account, grace) = (&trial.home.account, trial.home.member(&trial.scene.grace).await);
+    let is_replaced = point == Point::RoomReplaced;
+    let room = if is_replaced {
+        let creation = json!({"creation_content": {"predecessor": {"room_id": old}}, "preset": "private_chat"});
+        let new = account.create_room(&creation).await.unwrap();
+        account.put_state(&old, "m.room.tombstone", "", &json!({"replacement_room": new})).await.unwrap();
+        account.leave(&old).await.unwrap();
+        new
+    } else {
+        grace.join(&old).await.unwrap();
+        let power = json!({"users": {grace.user_id(): 100}});
+        account.put_state(&old, "m.room.power_levels", "", &power).await.unwrap();
+        account.leave(&old).await.unwrap();
+        grace.invite(&old, account.user_id()).await.unwrap();
+        old
+    };
+    let mut victim = trial.victim(&[]).await;
+    let message = trial.post(&conversation, "the second").await;
+    trial.died(&mut victim).await;
+    let _successor = trial.worker().await;
+    trial.scene.ada.delivered(&message).await;
+    if is_replaced {
+        // The ledger knows one room of a conversation.
+        assert_eq!(shape(&trial.fake.timeline(&room)), ["the second"]);
+    } else {
+        trial.assert_exact().await;
+    }
+}
+
 async fn dies_at(point: Point) {
     match way(point) {
         Way::Life => dies_in_life(point, &[]).await,
         Way::Forgetful => dies_in_life(point, &[("OUTBOX_DEDUPE_WINDOW", "0s")]).await,
         Way::TakeOver => dies_taking_over(point).await,
         Way::TooLate => dies_too_late(point).await,
+        Way::Stillborn => dies_at_a_stillborn_room(point).await,
+        Way::Left | Way::Replaced => dies_mending_a_room(point).await,
     }
 }
 

@@ -7,7 +7,11 @@
 //! The seed decides what the clients ask and when a fault comes, but not how processes interleave: the same seed is
 //! the same drill, not the same run.
 
-use std::{str::FromStr, time::Instant};
+use std::{
+    str::FromStr,
+    sync::{Arc, Mutex},
+    time::Instant,
+};
 
 use super::{
     database::TestDatabase,
@@ -31,7 +35,7 @@ pub enum Scenario {
     Crash,
     /// The homeserver refuses connections for a while, then answers nothing for a while.
     Outage,
-    /// A quarter of all requests to the homeserver fails, in every way that a homeserver fails.
+    /// An eighth of all requests to the homeserver fails, in every way that a homeserver fails.
     Flaky,
     /// Links to Postgres are cut, and Postgres is stopped and started.
     Database,
@@ -102,17 +106,27 @@ pub struct Drill {
 }
 
 impl Drill {
-    /// Plays it. What was not as it should be is in the report; a panic means that it could not be played to its end.
+    /// Plays it. What was not as it should be is in the report, also when it could not be played to its end.
     pub async fn play(self) -> Report {
+        let report = Arc::new(Mutex::new(Report::new(self.scenario, self.seed)));
+        let played = tokio::spawn(self.play_rounds(Arc::clone(&report))).await;
+        let mut report = report.lock().unwrap().clone();
+        if let Err(stopped) = played {
+            report.broken.push(format!("round {} was not played to its end: {stopped}", report.rounds + 1));
+        }
+        report
+    }
+
+    async fn play_rounds(self, report: Arc<Mutex<Report>>) {
         let rounds = self.operations.div_ceil(ROUND).max(1);
-        let mut report = Report::new(self.scenario, self.seed);
         for round in 0..rounds {
             let share = |all: usize| all * (round + 1) / rounds - all * round / rounds;
             let faults = self.faults.map_or(self.scenario.faults(), share);
             let seed = self.seed.wrapping_add(round as u64);
-            play_round(self.scenario, seed, share(self.operations), faults, &mut report).await;
+            let mut so_far = report.lock().unwrap().clone();
+            play_round(self.scenario, seed, share(self.operations), faults, &mut so_far).await;
+            *report.lock().unwrap() = so_far;
         }
-        report
     }
 }
 

@@ -77,20 +77,22 @@ async fn outage(stage: &mut Stage, work: &Work, bout: Bout) {
 }
 
 async fn flaky(stage: &mut Stage, work: &Work, _: Bout) {
+    // It answers at once, so that many operations are handed out together, and one in their middle fails.
+    stage.fake.latency(Duration::ZERO);
     let seed = stage.chance.below(1 << 30) as u64;
     let any = |share: f64, n: u64| stage.fake.on_any().chance(share, seed + n);
     stage.flaws = vec![
-        any(0.04, 1).drop_before().always(),
-        any(0.05, 2).drop_after_accept().always(),
-        // Few, since the header of a rate limit counts whole seconds.
-        any(0.01, 3).fail(429).retry_after(Duration::from_millis(20)).always(),
-        any(0.04, 4).fail(500).always(),
-        any(0.04, 5).fail(502).html("<h1>Bad gateway</h1>").always(),
-        any(0.02, 6).fail(520).html("<!doctype html><title>Unknown error</title>").always(),
-        any(0.03, 7).delay(Duration::from_millis(60)).always(),
+        any(0.02, 1).drop_before().always(),
+        any(0.03, 2).drop_after_accept().always(),
+        // Few, since the header of a rate limit counts whole seconds, and the whole worker keeps them.
+        any(0.004, 3).fail(429).retry_after(Duration::from_millis(20)).always(),
+        any(0.02, 4).fail(500).always(),
+        any(0.02, 5).fail(502).html("<h1>Bad gateway</h1>").always(),
+        any(0.01, 6).fail(520).html("<!doctype html><title>Unknown error</title>").always(),
+        any(0.015, 7).delay(Duration::from_millis(60)).always(),
         // Longer than the worker waits, before and after it is done.
-        any(0.01, 8).delay(Duration::from_millis(700)).always(),
-        any(0.01, 9).delay_answer(Duration::from_millis(700)).always(),
+        any(0.004, 8).delay(Duration::from_millis(700)).always(),
+        any(0.004, 9).delay_answer(Duration::from_millis(700)).always(),
     ];
     let _workers = [stage.worker().await, stage.worker().await];
     finished(work).await;

@@ -127,7 +127,8 @@ impl Stage {
         let text = reqwest::get(format!("{}/metrics", worker.url())).await.unwrap().text().await.unwrap();
         let probes = text
             .lines()
-            .filter_map(|line| line.strip_prefix("outbox_circuit_probes_total")?.trim().parse::<u64>().ok());
+            .filter(|line| line.starts_with("outbox_circuit_probes_total"))
+            .filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok());
         self.probes += probes.sum::<u64>();
     }
 

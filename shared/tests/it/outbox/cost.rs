@@ -1,9 +1,15 @@
 //! What a claim reads does not grow with what there is.
+use secrecy::SecretString;
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, PgConnection};
+use shared::{
+    config::DatabaseConfig,
+    database::{self, Limits},
+    outbox,
+};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 use uuid::Uuid;
 
-use super::world::World;
+use super::world::{End, Lane, Worker, World, settlement};
 
 /// The statements of a claim, as they stand in its source.
 const CLAIM: &str = include_str!("../../../src/outbox/claim.rs");
@@ -105,4 +111,51 @@ async fn a_claim_reads_no_more_when_far_more_waits_is_held_is_dead_or_was_sent()
     println!("pages read by a claim's statements: {few:?} of a thousand, {many:?} of thirty thousand");
     assert!(2 * many.0 <= 3 * few.0, "locking: {} pages, and {} with thirty times as much", few.0, many.0);
     assert!(2 * many.1 <= 3 * few.1, "reading: {} pages, and {} with thirty times as much", few.1, many.1);
+}
+
+/// How often each table was read as a whole.
+async fn scans(world: &World) -> Vec<(String, i64)> {
+    sqlx::query_as(
+        "select relname::text, seq_scan from pg_stat_user_tables
+        where relname in ('conversations', 'lanes', 'outbox', 'messages', 'message_revisions', 'sent_events',
+            'withdrawn_operations', 'matrix_room_mappings', 'dead_letters')
+        order by relname",
+    )
+    .fetch_all(&world.db.pool)
+    .await
+    .unwrap()
+}
+
+/// Posts, claims and settles as the programs do, often enough that every statement has the plan that it keeps.
+async fn lives(lane: &Lane, worker: &Worker, pool: &PgPool) {
+    let mut conn = pool.acquire().await.unwrap();
+    for text in ["one", "two", "three", "four", "five", "six", "seven"] {
+        let mut tx = conn.begin().await.unwrap();
+        lane.post_in(&mut tx, text).await.unwrap();
+        tx.commit().await.unwrap();
+        for end in [End::Ambiguous, End::Delivered] {
+            let mut tx = conn.begin().await.unwrap();
+            let claim = outbox::claim(&mut tx, &worker.request(1, 1)).await.unwrap();
+            tx.commit().await.unwrap();
+            let mut tx = conn.begin().await.unwrap();
+            outbox::settle(&mut tx, worker.id, &[settlement(&claim.batches[0], end)]).await.unwrap();
+            tx.commit().await.unwrap();
+        }
+    }
+    sqlx::query("select pg_stat_force_next_flush()").execute(&mut *conn).await.unwrap();
+    sqlx::query("select 1").execute(&mut *conn).await.unwrap();
+}
+
+/// A plan is kept, so what is right for an empty table must be right for a full one.
+#[tokio::test]
+async fn no_statement_of_a_message_reads_a_whole_table_though_the_tables_are_empty_when_it_is_planned() {
+    let world = World::new().await;
+    let lane = world.lane().await;
+    sqlx::raw_sql("vacuum analyze").execute(&world.db.pool).await.unwrap();
+    let config = DatabaseConfig { url: SecretString::from(world.db.url.clone()), max_connections: 1 };
+    let pool = database::pool(&config, "test", Limits::WORKERS).unwrap();
+    let worker = Worker::new();
+    let before = scans(&world).await;
+    lives(&lane, &worker, &pool).await;
+    assert_eq!(scans(&world).await, before);
 }
