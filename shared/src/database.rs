@@ -42,15 +42,27 @@ impl Limits {
     };
 }
 
-/// Makes a pool. It connects when first used, so a process starts while its database is away.
-pub fn pool(config: &DatabaseConfig, application: &str, limits: Limits) -> Result<PgPool, sqlx::Error> {
+/// How every connection of this product is set up.
+///
+/// A plan is kept for as long as its connection lives, or until the statistics are renewed. One that was made while the
+/// outbox was empty would read the whole of it, lane by lane, when ten thousand operations wait: so none ever reads a
+/// whole table where an index leads to the rows. What cannot be avoided then looks dear, which must not start the
+/// compiler of expressions.
+pub fn connect_options(url: &str, application: &str, limits: Limits) -> Result<PgConnectOptions, sqlx::Error> {
     let ms = |duration: Duration| duration.as_millis().to_string();
-    let options = PgConnectOptions::from_str(config.url.expose_secret())?.application_name(application).options([
+    Ok(PgConnectOptions::from_str(url)?.application_name(application).options([
         ("lock_timeout", ms(limits.lock_timeout)),
         ("idle_in_transaction_session_timeout", ms(limits.idle_in_transaction)),
         ("statement_timeout", ms(limits.statement_timeout)),
         ("tcp_user_timeout", "10000".to_owned()),
-    ]);
+        ("enable_seqscan", "off".to_owned()),
+        ("jit", "off".to_owned()),
+    ]))
+}
+
+/// Makes a pool. It connects when first used, so a process starts while its database is away.
+pub fn pool(config: &DatabaseConfig, application: &str, limits: Limits) -> Result<PgPool, sqlx::Error> {
+    let options = connect_options(config.url.expose_secret(), application, limits)?;
     // A ping before each use would cost a round trip each time; a broken connection shows at the first statement, and
     // every caller here can repeat its transaction.
     Ok(PgPoolOptions::new()

@@ -21,7 +21,6 @@ pub fn hint<'a>(cause: &str, errcode: Option<&str>, kind: &str, noted: &'a str) 
     let invites = kind == Kind::Invite.as_str();
     match (cause, errcode) {
         ("parent_dead", _) => PARENT_DEAD_HINT,
-        ("gave_up", _) => "read what failed last, mend that, then requeue it",
         (_, Some("M_TOO_LARGE")) => {
             "have the message shortened: an edit changes what is sent; then requeue it, or discard it"
         }

@@ -1,12 +1,25 @@
 //! Databases to measure on: the schema of this release and its own clock, not the one that tests can move.
 
-use std::{str::FromStr as _, time::Duration};
+use std::time::Duration;
 
-use shared::testing::test_variable;
+use shared::{
+    database::{Limits, connect_options},
+    testing::test_variable,
+};
 use sqlx::{
     AssertSqlSafe, Connection as _, Executor as _, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
+
+/// As the worker connects, but that nothing is cut short here.
+fn options(url: &str) -> PgConnectOptions {
+    let limits = Limits {
+        lock_timeout: Duration::from_mins(1),
+        idle_in_transaction: Duration::from_mins(10),
+        statement_timeout: Duration::from_mins(10),
+    };
+    connect_options(url, "bench", limits).unwrap()
+}
 
 /// A database of one measurement.
 #[derive(Debug)]
@@ -30,7 +43,7 @@ impl Database {
             .max_connections(connections)
             .acquire_timeout(Duration::from_mins(1))
             .test_before_acquire(false)
-            .connect_with(PgConnectOptions::from_str(&url).unwrap())
+            .connect_with(options(&url))
             .await
             .unwrap();
         shared::database::migrate(&pool).await.unwrap();
@@ -40,7 +53,7 @@ impl Database {
 
     /// A connection beside the pool.
     pub(crate) async fn connect(&self) -> PgConnection {
-        PgConnection::connect(&self.url).await.unwrap()
+        PgConnection::connect_with(&options(&self.url)).await.unwrap()
     }
 
     /// Brings the statistics up to date, as autovacuum does in time.

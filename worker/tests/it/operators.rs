@@ -540,6 +540,50 @@ async fn programs_read_the_same_shapes_of_pauses_and_of_the_trail_for_ever() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn thousands_of_held_lanes_are_resumed_in_batches_each_of_which_is_an_act() {
+    let fake = FakeHomeserver::start().await;
+    let scene = Scene::new(&Home::of(&fake).await).await;
+    sqlx::raw_sql(
+        "create temporary table stuck as select gen_random_uuid() as id from generate_series(1, 1200);
+         insert into conversations select id, null, id, outbox_now(), 0 from stuck;
+         insert into lanes (conversation_id, lane_id, lane_class, open, frozen_through, hold, epoch)
+         select id, id, 'chat', 0, 0, 'a fault', 0 from stuck;",
+    )
+    .execute(&scene.database.pool)
+    .await
+    .unwrap();
+    let resumed = scene.outboxctl(&["resume", "--held", "--reason", "mended", "--json"]).await.json(0);
+    assert_eq!((&resumed["scope"], &resumed["ended"]), (&json!("held"), &json!(1200)));
+    let trail: Vec<_> = scene.trail().await.iter().map(|row| row["affected"].clone()).collect();
+    assert_eq!(trail, [200, 500, 500]);
+    assert_eq!(scene.database.count("select count(*) from lanes where hold is not null").await, 0);
+}
+
+/// Two conversations are two acts; when the second fails, the first is done and told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_requeue_that_fails_halfway_tells_what_came_back() {
+    let fake = FakeHomeserver::start().await;
+    let scene = Scene::new(&Home::of(&fake).await).await;
+    let mut worker = scene.worker().await;
+    let (first, _) = scene.begun().await;
+    let (second, _) = scene.begun().await;
+    let (one, two) = (scene.dead(&fake, &first, "one").await, scene.dead(&fake, &second, "two").await);
+    worker.kill();
+    let mut tx = scene.database.pool.begin().await.unwrap();
+    let later = first.clone().max(second.clone());
+    sqlx::query("select 1 from conversations where conversation_id::text = $1 for no key update")
+        .bind(&later)
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    let said = scene.outboxctl(&["requeue", &one, &two, "--json"]).await;
+    assert_eq!(said.json(1)["requeued"], 1);
+    assert!(said.err.contains("lock timeout"), "{said:?}");
+    assert_eq!(scene.trail().await.len(), 1);
+    assert_eq!(scene.database.count("select count(*) from dead_letters").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn wrong_use_is_told_apart_from_failure_and_changes_nothing() {
     let fake = FakeHomeserver::start().await;
     let scene = Scene::new(&Home::of(&fake).await).await;

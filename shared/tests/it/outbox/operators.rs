@@ -12,7 +12,10 @@ use sqlx::{AssertSqlSafe, Row as _};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::world::{End, Lane, Posted, Worker, World, echo};
+use super::{
+    cost::{filled, pages, statement},
+    world::{End, Lane, Posted, Worker, World, echo},
+};
 
 const WAIT: Duration = Duration::from_mins(10);
 const OPERATOR: &str = "ada";
@@ -300,6 +303,28 @@ async fn only_what_matches_comes_back_and_what_cannot_says_why() {
 }
 
 #[tokio::test]
+async fn no_more_come_back_at_once_than_a_second_allows_and_those_are_the_first() {
+    let lane = World::with_lane().await;
+    sqlx::query(
+        "insert into dead_letters (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, enqueued_at,
+             attempts, cause, hint, died_at)
+         select $1, $1, n, gen_random_uuid(), 'message', gen_random_uuid(), 1, outbox_now(), 1, 'own_fault', '',
+             outbox_now()
+         from generate_series(1, 5003) n",
+    )
+    .bind(lane.id.as_uuid())
+    .execute(&lane.world.pool)
+    .await
+    .unwrap();
+    let began = std::time::Instant::now();
+    let done = lane.requeue_selected(ALL).await;
+    println!("5,000 dead letters came back in {:?}", began.elapsed());
+    assert_eq!((done.back.len(), done.lanes[0].back), (5_000, 5_000));
+    assert!(done.back.iter().map(|letter| letter.seq).eq(1..=5_000));
+    assert_eq!(lane.number("select count(*) from dead_letters where conversation_id = $1").await, 3);
+}
+
+#[tokio::test]
 async fn a_requeue_into_a_paused_lane_waits_and_its_preview_says_for_what() {
     let lane = World::with_lane().await;
     let worker = Worker::new();
@@ -405,12 +430,9 @@ async fn each_act_has_one_row_in_the_trail_and_one_that_fails_or_changes_nothing
 
 // --- What operators are shown ----------------------------------------------------------------------------------------
 
-/// The statement that lists dead letters, as it stands in its source.
-fn list_statement() -> &'static str {
-    let source = include_str!("../../../src/outbox/list.rs");
-    let rest = source.split_once("pub async fn dead_letters").expect("it is there").1;
-    rest.split_once("r#\"").expect("a statement follows").1.split_once("\"#").expect("it ends").0
-}
+/// Statements, as they stand in their sources.
+const LIST: &str = include_str!("../../../src/outbox/list.rs");
+const GAUGES: &str = include_str!("../../../src/outbox/gauges.rs");
 
 #[tokio::test]
 async fn a_page_of_a_hundred_thousand_dead_letters_is_read_from_an_index_whatever_the_filter() {
@@ -452,7 +474,10 @@ async fn a_page_of_a_hundred_thousand_dead_letters_is_read_from_an_index_whateve
         let died: Vec<_> = first.iter().chain(&second).map(|letter| letter.died_at).collect();
         assert!(died.is_sorted_by(|one, next| one > next), "newest first, none twice");
         let last = first.last().unwrap();
-        let explain = AssertSqlSafe(format!("explain (analyze, buffers, format json) {}", list_statement()));
+        let explain = AssertSqlSafe(format!(
+            "explain (analyze, buffers, format json) {}",
+            statement(LIST, "pub async fn dead_letters")
+        ));
         let plan: Value = sqlx::query_scalar(explain)
             .bind(filter.conversation_id.map(ConversationId::as_uuid))
             .bind(filter.kind.clone())
@@ -464,8 +489,7 @@ async fn a_page_of_a_hundred_thousand_dead_letters_is_read_from_an_index_whateve
             .fetch_one(&mut *tx)
             .await
             .unwrap();
-        let plan = &plan[0]["Plan"];
-        let pages = plan["Shared Hit Blocks"].as_i64().unwrap() + plan["Shared Read Blocks"].as_i64().unwrap();
+        let pages = pages(&plan);
         println!("{pages} pages for {filter:?}");
         assert!(pages < 150, "{pages} pages for {filter:?}: {plan}");
     }
@@ -526,6 +550,38 @@ async fn the_gauges_say_what_waits_and_since_when() {
     assert_eq!((chat.class, chat.depth, chat.paused), (LaneClass::Chat, 4, false));
     assert!(chat.oldest_age >= WAIT && chat.oldest_age < WAIT * 2, "{:?}", chat.oldest_age);
     assert_eq!((gauges.dead_letters, gauges.held_lanes, gauges.paused_lanes, gauges.all_paused), (1, 1, 1, false));
+}
+
+#[tokio::test]
+async fn the_gauges_read_no_more_when_far_more_is_dead_or_was_sent_or_waits_in_one_lane() {
+    let mut costs = Vec::new();
+    for many in [12_000, 36_000] {
+        let world = filled(many).await;
+        let mut tx = world.begin().await;
+        let gauges = outbox::gauges(&mut tx).await.unwrap();
+        assert_eq!(gauges.dead_letters, outbox::COUNTED_LETTERS);
+        let explain =
+            |after| AssertSqlSafe(format!("explain (analyze, buffers, format json) {}", statement(GAUGES, after)));
+        let counts: Value = sqlx::query_scalar(explain("statement_timeout"))
+            .bind(outbox::COUNTED_LETTERS)
+            .bind(outbox::COUNTED_LANES)
+            .fetch_one(&mut *tx)
+            .await
+            .unwrap();
+        let depth: Value = sqlx::query_scalar(explain("async fn depth"))
+            .bind("chat")
+            .bind(outbox::COUNTED_LANES)
+            .fetch_one(&mut *tx)
+            .await
+            .unwrap();
+        let oldest: Value = sqlx::query_scalar(explain("LaneClass::Chat =>")).fetch_one(&mut *tx).await.unwrap();
+        costs.push([pages(&counts), pages(&depth), pages(&oldest)]);
+    }
+    println!("pages read for counts, depth and the oldest: {costs:?}");
+    let [few, many] = costs.as_slice() else { panic!("two sizes") };
+    assert!(2 * many[0] <= 3 * few[0], "the counts end at their bounds");
+    assert!(many[1] <= 2 * outbox::COUNTED_LANES, "the depth is that of so many lanes at most");
+    assert!(many[2] <= 20, "the oldest is the first of an index");
 }
 
 /// An update that touches a column of an index writes to every index of the table.

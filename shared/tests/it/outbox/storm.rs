@@ -31,11 +31,12 @@ enum Step {
     Echo,
     Requeue,
     Discard,
+    Pause,
     Resume,
     Expire,
 }
 
-const CHANCES: [(usize, Step); 11] = [
+const CHANCES: [(usize, Step); 12] = [
     (24, Step::Post),
     (12, Step::Edit),
     (6, Step::Delete),
@@ -45,6 +46,7 @@ const CHANCES: [(usize, Step); 11] = [
     (4, Step::Echo),
     (5, Step::Requeue),
     (1, Step::Discard),
+    (2, Step::Pause),
     (3, Step::Resume),
     (1, Step::Expire),
 ];
@@ -146,6 +148,11 @@ impl Storm {
                 } else {
                     outbox::discard(&mut tx, lane.id, outbox_id).await?;
                 }
+            }
+            Step::Pause => {
+                let now = shared::database::now(&mut tx).await?;
+                let until = now + Duration::from_millis(chance.below(40) as u64);
+                outbox::pause_lanes(&mut tx, lane.id, None, Some(until), "why").await?;
             }
             Step::Resume => {
                 outbox::resume(&mut tx, lane.id, lane.lane_id()).await?;

@@ -8,6 +8,7 @@ use shared::{
     operator,
     outbox::Refused,
 };
+use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::{
@@ -62,12 +63,16 @@ pub(crate) async fn discard(args: &DiscardArgs) -> Result<(), Failed> {
     let pool = session::database(&args.database)?;
     let targets = targets::resolve(&mut *pool.acquire().await?, &args.ids).await?;
     let mut report = Report { discarded: 0, conversations: Vec::new(), refused: targets.refused.clone() };
-    let mut gone = Vec::new();
+    let (mut gone, mut failed) = (Vec::new(), None);
     for (conversation_id, ids) in &targets.letters {
-        // One act, in one transaction.
-        let mut tx = pool.begin().await?;
-        let operations = operator::discard(&mut tx, &by, *conversation_id, ids, &args.reason).await?;
-        tx.commit().await?;
+        let operations = match one(&pool, &by, *conversation_id, ids, &args.reason).await {
+            Ok(operations) => operations,
+            // What was done before a failure is told all the same.
+            Err(error) => {
+                failed = Some(error);
+                break;
+            }
+        };
         gone.extend_from_slice(&operations);
         report.discarded += operations.len();
         report.conversations.push(OfConversation { conversation_id: *conversation_id, operations });
@@ -80,5 +85,22 @@ pub(crate) async fn discard(args: &DiscardArgs) -> Result<(), Failed> {
         }
         say(&format!("{} discarded", count(report.discarded as u64, "operation")));
     }
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
     if report.discarded > 0 && targets.all_served(&gone) { Ok(()) } else { Err(Failed::Reported) }
+}
+
+/// Dead letters of one conversation: one act, in one transaction.
+async fn one(
+    pool: &PgPool,
+    by: &str,
+    conversation_id: ConversationId,
+    ids: &[OutboxId],
+    reason: &str,
+) -> Result<Vec<OutboxId>, sqlx::Error> {
+    let mut tx = pool.begin().await?;
+    let gone = operator::discard(&mut tx, by, conversation_id, ids, reason).await?;
+    tx.commit().await?;
+    Ok(gone)
 }

@@ -80,13 +80,21 @@ pub(crate) async fn requeue(args: &RequeueArgs) -> Result<(), Failed> {
     let pool = session::database(&args.database)?;
     let mut targets = Targets::default();
     let mut report = Report { dry_run: args.dry_run, requeued: 0, conversations: Vec::new(), refused: Vec::new() };
+    let mut failed = None;
     if let Some(conversation) = args.conversation {
         let selection = Selection::Matching { cause: args.cause.as_deref(), errcode: args.errcode.as_deref() };
         report.take(conversation.into(), one(&pool, args, &by, conversation.into(), selection).await?);
     } else {
         targets = targets::resolve(&mut *pool.acquire().await?, &args.ids).await?;
         for (conversation_id, ids) in &targets.letters {
-            report.take(*conversation_id, one(&pool, args, &by, *conversation_id, Selection::Named(ids)).await?);
+            // What was done before a failure is told all the same.
+            match one(&pool, args, &by, *conversation_id, Selection::Named(ids)).await {
+                Ok(done) => report.take(*conversation_id, done),
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
         }
         report.refused.extend(targets.refused.iter().cloned());
     }
@@ -97,6 +105,9 @@ pub(crate) async fn requeue(args: &RequeueArgs) -> Result<(), Failed> {
         json(&report)?;
     } else {
         say(&report.in_words());
+    }
+    if let Some(error) = failed {
+        return Err(error.into());
     }
     let back = report.conversations.iter().flat_map(|conversation| &conversation.operations);
     let back: Vec<OutboxId> = back.map(|letter| letter.outbox_id).collect();

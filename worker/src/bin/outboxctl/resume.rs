@@ -62,8 +62,13 @@ pub(crate) async fn resume(args: &ResumeArgs) -> Result<(), Failed> {
     let scope = args.scope.chosen();
     let by = args.who.name()?;
     let pool = session::database(&args.database)?;
+    let mut failed = None;
     let (resumed, name, named) = match scope {
-        None if args.held => (held(&pool, args, &by).await?, "lanes that were held".to_owned(), Named::held()),
+        None if args.held => {
+            let resumed;
+            (resumed, failed) = held(&pool, args, &by).await;
+            (resumed, "every lane that was held".to_owned(), Named::held())
+        }
         None => {
             return Err(Failed::Usage("say what: --all, --class, --conversation, --lane or --held".to_owned()));
         }
@@ -74,8 +79,12 @@ pub(crate) async fn resume(args: &ResumeArgs) -> Result<(), Failed> {
             (resumed, in_words(scope), scope.into())
         }
     };
+    if let Some(error) = failed {
+        eprintln!("{}: resumed before it failed", count(resumed.ended, "lane"));
+        return Err(error.into());
+    }
     if resumed.ended == 0 {
-        eprintln!("nothing to resume: {name} is not paused or held");
+        eprintln!("nothing to resume: no pause or hold of {name} lasts");
         return Err(Failed::Reported);
     }
     outbox::wake_now(&pool).await;
@@ -93,17 +102,22 @@ pub(crate) async fn resume(args: &ResumeArgs) -> Result<(), Failed> {
     Ok(())
 }
 
-/// In batches, each an act of its own, so that no transaction is long.
-async fn held(pool: &PgPool, args: &ResumeArgs, by: &str) -> Result<GoingOn, sqlx::Error> {
+/// In batches, each an act of its own, so that no transaction is long. Also says what was done before a failure.
+async fn held(pool: &PgPool, args: &ResumeArgs, by: &str) -> (GoingOn, Option<sqlx::Error>) {
     let mut all = GoingOn { ended: 0, lanes: 0 };
     loop {
-        let mut tx = pool.begin().await?;
-        let batch = operator::resume_held(&mut tx, by, args.because.as_deref(), args.reason.as_deref()).await?;
-        tx.commit().await?;
-        if batch.ended == 0 {
-            return Ok(all);
+        match batch(pool, args, by).await {
+            Ok(batch) if batch.ended == 0 => return (all, None),
+            Ok(batch) => all = GoingOn { ended: all.ended + batch.ended, lanes: all.lanes + batch.lanes },
+            Err(error) => return (all, Some(error)),
         }
-        all = GoingOn { ended: all.ended + batch.ended, lanes: all.lanes + batch.lanes };
-        outbox::wake_now(pool).await;
     }
+}
+
+async fn batch(pool: &PgPool, args: &ResumeArgs, by: &str) -> Result<GoingOn, sqlx::Error> {
+    let mut tx = pool.begin().await?;
+    let batch = operator::resume_held(&mut tx, by, args.because.as_deref(), args.reason.as_deref()).await?;
+    tx.commit().await?;
+    outbox::wake_now(pool).await;
+    Ok(batch)
 }
