@@ -94,9 +94,12 @@ async fn flaky(stage: &mut Stage, work: &Work, _: Bout) {
         any(0.004, 8).delay(Duration::from_millis(700)).always(),
         any(0.004, 9).delay_answer(Duration::from_millis(700)).always(),
     ];
-    let _workers = [stage.worker().await, stage.worker().await];
+    let workers = [stage.worker().await, stage.worker().await];
     finished(work).await;
     super::drained(&stage.database).await;
+    for worker in &workers {
+        stage.add_probes(worker).await;
+    }
 }
 
 async fn database(stage: &mut Stage, work: &Work, bout: Bout) {
