@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use crate::{
     audit::{self, Act, Verb},
     ids::{ConversationId, LaneId, OutboxId},
-    outbox::{self, GoingOn, LaneClass, Requeue, Selection},
+    outbox::{self, Discard, GoingOn, HeldBatch, LaneClass, Requeue, Selection},
 };
 
 /// How many lanes are resumed in one act, so that no transaction is long.
@@ -85,28 +85,43 @@ pub async fn requeue(
     Ok(done)
 }
 
-/// Throws dead letters of a conversation away; see [`outbox::discard_all`]. Returns what went.
+/// Discards operations of a conversation; see [`outbox::discard_all`]. What was live is named in the trail, which is all
+/// that is left of a redaction or a removal.
 pub async fn discard(
     conn: &mut PgConnection,
     by: &str,
     conversation_id: ConversationId,
     ids: &[OutboxId],
     reason: &str,
-) -> Result<Vec<OutboxId>, sqlx::Error> {
-    let gone = outbox::discard_all(conn, conversation_id, ids).await?;
-    if !gone.is_empty() {
+) -> Result<Discard, sqlx::Error> {
+    let done = outbox::discard_all(conn, conversation_id, ids).await?;
+    if !done.gone.is_empty() {
+        let mut arguments = json!({"outbox_ids": ids});
+        if !done.live.is_empty() {
+            arguments["live"] = json!(
+                done.live
+                    .iter()
+                    .map(|live| json!({
+                        "outbox_id": live.outbox_id,
+                        "kind": live.kind,
+                        "subject_id": live.subject_id,
+                        "target_outbox_id": live.target_outbox_id,
+                    }))
+                    .collect::<Vec<_>>()
+            );
+        }
         let act = Act {
             by,
             verb: Verb::Discard,
             scope: "operations",
             conversation_id: Some(conversation_id),
-            arguments: json!({"outbox_ids": ids}),
-            affected: gone.len() as u64,
+            arguments,
+            affected: done.gone.len() as u64,
             reason: Some(reason),
         };
         audit::append(conn, &act).await?;
     }
-    Ok(gone)
+    Ok(done)
 }
 
 /// Pauses something until a time or, without one, until it is resumed. Returns how many lanes are paused by name, or 1
@@ -181,25 +196,26 @@ pub async fn resume(
 }
 
 /// Resumes a batch of all lanes that are held, or of those that are held for just this reason. Call it again, in another
-/// transaction, while any ended: each batch is an act of its own.
+/// transaction, from the `next` that it returns: each batch is an act of its own.
 pub async fn resume_held(
     conn: &mut PgConnection,
     by: &str,
     because: Option<&str>,
+    after: Option<(ConversationId, LaneId)>,
     reason: Option<&str>,
-) -> Result<GoingOn, sqlx::Error> {
-    let resumed = outbox::resume_held(conn, because, RESUME_BATCH).await?;
-    if resumed.ended > 0 {
+) -> Result<HeldBatch, sqlx::Error> {
+    let batch = outbox::resume_held(conn, because, after, RESUME_BATCH).await?;
+    if batch.resumed.ended > 0 {
         let act = Act {
             by,
             verb: Verb::Resume,
             scope: "held",
             conversation_id: None,
             arguments: json!({"because": because}),
-            affected: resumed.ended,
+            affected: batch.resumed.ended,
             reason,
         };
         audit::append(conn, &act).await?;
     }
-    Ok(resumed)
+    Ok(batch)
 }

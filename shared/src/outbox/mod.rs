@@ -43,6 +43,7 @@ use time::OffsetDateTime;
 use crate::ids::{ConversationId, LaneId};
 
 mod claim;
+mod discard;
 mod enqueue;
 mod evidence;
 mod expire;
@@ -61,6 +62,7 @@ mod words;
 pub use claim::{
     Claim, ClaimRequest, Claimed, ClaimedOperation, LaneClaim, MaybeSent, Mode, Target, claim, oldest_due, renew,
 };
+pub use discard::{Discard, Discarded, discard, discard_all};
 pub use enqueue::{Operation, enqueue};
 pub use evidence::{Evidence, late_evidence, membership_echo};
 pub use expire::expire;
@@ -71,18 +73,18 @@ pub use list::{
 };
 pub use outcome::{Attempt, Blame, OperationResult, Outcome};
 pub use park::{
-    LaneAhead, Letter, MOST_LETTERS, Refusal, Refused, Requeue, Requeued, Selection, discard, discard_all,
-    preview_requeue, requeue, requeue_all,
+    LaneAhead, Letter, MOST_LETTERS, Refusal, Refused, Requeue, Requeued, Selection, preview_requeue, requeue,
+    requeue_all,
 };
 pub use pause::{
-    COUNTED_LANES, GoingOn, hold, lanes_due, pause, pause_lanes, resume, resume_held, resume_lanes, unpause,
+    COUNTED_LANES, GoingOn, HeldBatch, hold, lanes_due, pause, pause_lanes, resume, resume_held, resume_lanes, unpause,
 };
 pub use revise::{Deletion, delete, edit};
 pub use settle::{Settled, Settlement, settle};
 pub use show::{Death, Found, MessageFacts, Place, Shown, Withdrawal, find, message_facts, show};
 pub use view::{AttemptView, Delivery, Explanation, explain};
 pub use wake::{CHANNEL, Wake, WakeListener, wake_now};
-pub use words::{cause_in_words, hint};
+pub use words::{cause_in_words, hint, left_undone};
 
 use words::PARENT_DEAD_HINT;
 

@@ -1,6 +1,6 @@
-//! Dead letters: back into their lane, or out of the world.
+//! Dead letters: back into their lane.
 //!
-//! Each is one transaction's worth under the locks of the conversation and its lanes, like every other write. What comes
+//! A requeue is one transaction's worth under the locks of the conversation and its lanes, like every other write. What comes
 //! back stands at its old place, so before everything of its lane that was not handed out, in the original order. What
 //! was delivered meanwhile stays ahead.
 
@@ -54,7 +54,7 @@ pub struct Letter {
     pub errcode: Option<String>,
 }
 
-/// Why an operation does not come back.
+/// Why an operation does not come back, or is not discarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Refusal {
@@ -70,6 +70,16 @@ pub enum Refusal {
     Superseded,
     /// The message that it edits is dead: requeue that one, and this comes back with it.
     ParentDead,
+    /// It is live, and its lane is not held.
+    NotHeld,
+    /// It is live, and a worker has its lane.
+    Leased,
+    /// It is live, and others of its lane come before it.
+    NotFirst,
+    /// It is live, and carries the text of a message that was not deleted.
+    Wanted,
+    /// It is a message, whose operations are live: what is live is discarded by its own id only.
+    Unnamed,
 }
 
 impl Refusal {
@@ -82,11 +92,26 @@ impl Refusal {
             Self::Discarded => "it was discarded",
             Self::Superseded => "it may have been sent, and a newer edit has replaced its text",
             Self::ParentDead => "the message that it edits is dead: requeue that one, and this comes back with it",
+            Self::NotHeld => {
+                "it is live, and its lane is not held: only the first operation of a held lane can be discarded, if it is \
+                 a redaction, a removal, an invitation, or of a deleted message"
+            }
+            Self::Leased => {
+                "it is live, and a worker has its lane just now: try again when that has finished, or its lease is over"
+            }
+            Self::NotFirst => "it is live, and not the first of its held lane: what is before it holds the lane",
+            Self::Wanted => {
+                "it is live, and its message was not deleted: mend what holds the lane, or have the message deleted"
+            }
+            Self::Unnamed => {
+                "it is a message with live operations: `outboxctl show` has their ids; give that of the one which holds \
+                 its lane"
+            }
         }
     }
 }
 
-/// An operation that does not come back.
+/// An operation that does not come back, or is not discarded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Refused {
     /// What was asked for: an operation, or a message.
@@ -99,7 +124,7 @@ pub struct Refused {
 }
 
 impl Refused {
-    /// That this does not come back, for this reason.
+    /// That this does not come back, or is not discarded, for this reason.
     pub const fn new(id: Uuid, reason: Refusal) -> Self {
         Self { id, reason, in_words: reason.in_words() }
     }
@@ -396,60 +421,6 @@ async fn lane_ahead(
         waits: row.waits,
         waits_until: row.waits_until,
     })
-}
-
-/// Throws a dead letter away; see [`discard_all`]. Returns how many went; 0 when there is no such dead letter.
-pub async fn discard(
-    conn: &mut PgConnection,
-    conversation_id: ConversationId,
-    outbox_id: OutboxId,
-) -> Result<u64, sqlx::Error> {
-    Ok(discard_all(conn, conversation_id, &[outbox_id]).await?.len() as u64)
-}
-
-/// Throws dead letters away, with the edits that were parked for them. What may have been sent is remembered, so that
-/// late evidence and a later delete still find it. Returns what went.
-pub async fn discard_all(
-    conn: &mut PgConnection,
-    conversation_id: ConversationId,
-    ids: &[OutboxId],
-) -> Result<Vec<OutboxId>, sqlx::Error> {
-    let Some(turn) = chat::lock_conversation(conn, conversation_id).await? else { return Ok(Vec::new()) };
-    for lane_id in lanes_of(conn, conversation_id, Selection::Named(ids)).await? {
-        lock_lane(conn, conversation_id, lane_id).await?;
-    }
-    let ids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
-    sqlx::query_scalar!(
-        r#"
-        with chosen as (
-            select outbox_id, kind, subject_id from dead_letters where conversation_id = $1 and outbox_id = any($2)
-        ), taken as (
-            select outbox_id from chosen
-            union
-            select e.outbox_id
-            from chosen c
-            join dead_letters e on e.conversation_id = $1 and e.subject_id = c.subject_id and e.kind = 'edit'
-            where c.kind = 'message'
-        ), gone as (
-            delete from dead_letters d
-            using taken t
-            where d.conversation_id = $1 and d.outbox_id = t.outbox_id
-            returning d.*
-        ), remembered as (
-            insert into withdrawn_operations (conversation_id, lane_id, outbox_id, kind, subject_id, revision,
-                maybe_sent_at, sender, device, reason, withdrawn_at)
-            select conversation_id, lane_id, outbox_id, kind, subject_id, revision, maybe_sent_at, sender, device,
-                'discarded', $3
-            from gone where maybe_sent_at is not null
-        )
-        select outbox_id as "outbox_id: OutboxId" from gone order by seq
-        "#,
-        conversation_id.as_uuid(),
-        &ids,
-        turn.at,
-    )
-    .fetch_all(conn)
-    .await
 }
 
 async fn enter_lane(conn: &mut PgConnection, turn: &Turn, lane_id: LaneId, back: u64) -> Result<(), sqlx::Error> {

@@ -8,6 +8,8 @@
 //! An end is a time that is read, so there is nobody who must resume. Nothing here touches what is on the wire, and
 //! nothing costs an attempt.
 
+use std::collections::HashSet;
+
 use sqlx::{PgConnection, PgExecutor};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -140,24 +142,70 @@ pub async fn resume_lanes(
     Ok(going_on(&resumed))
 }
 
-/// Resumes up to `limit` of all lanes that are held, or of those that are held for just this reason. Call it again, in
-/// another transaction, while it resumes as many.
-pub async fn resume_held(conn: &mut PgConnection, because: Option<&str>, limit: i64) -> Result<GoingOn, sqlx::Error> {
-    let held = sqlx::query!(
+/// What one batch of a pass over all held lanes did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldBatch {
+    /// What was resumed.
+    pub resumed: GoingOn,
+    /// How many lanes somebody had locked just now: they are left as they are.
+    pub locked: u64,
+    /// Where the next batch begins; none when this was the last one.
+    pub next: Option<(ConversationId, LaneId)>,
+}
+
+/// Resumes the lanes that are held, or those that are held for just this reason, among the `limit` first after a place.
+/// Call it again, in another transaction, from the `next` that it returns.
+///
+/// The place only moves on: a lane that is held again meanwhile, since its fault is not mended, is not met twice. And it
+/// waits for no lock, so that nobody waits for the batch's own locks behind a stranger's.
+pub async fn resume_held(
+    conn: &mut PgConnection,
+    because: Option<&str>,
+    after: Option<(ConversationId, LaneId)>,
+    limit: i64,
+) -> Result<HeldBatch, sqlx::Error> {
+    let (after_conversation, after_lane) = after.map_or((Uuid::nil(), Uuid::nil()), |(conversation_id, lane_id)| {
+        (conversation_id.as_uuid(), lane_id.as_uuid())
+    });
+    let page = sqlx::query!(
         r#"
-        select conversation_id, lane_id from lanes
+        select conversation_id as "conversation_id: ConversationId", lane_id as "lane_id: LaneId" from lanes
         where hold is not null and ($1::text is null or hold = $1)
+            and (conversation_id, lane_id) > ($2, $3)
         order by conversation_id, lane_id
-        limit $2
-        for no key update
+        limit $4
         "#,
         because,
+        after_conversation,
+        after_lane,
         limit,
     )
     .fetch_all(&mut *conn)
     .await?;
-    let conversations: Vec<Uuid> = held.iter().map(|lane| lane.conversation_id).collect();
-    let lanes: Vec<Uuid> = held.iter().map(|lane| lane.lane_id).collect();
+    let full = i64::try_from(page.len()).is_ok_and(|found| found >= limit);
+    let next = page.last().filter(|_| full).map(|lane| (lane.conversation_id, lane.lane_id));
+    let (conversations, lanes) = columns(&page.iter().map(|l| (l.conversation_id, l.lane_id)).collect::<Vec<_>>());
+    // Locks and reads nothing else.
+    let held = sqlx::query!(
+        r#"
+        select l.conversation_id as "conversation_id: ConversationId", l.lane_id as "lane_id: LaneId"
+        from lanes l
+        join unnest($1::uuid[], $2::uuid[]) as c (conversation_id, lane_id)
+            on l.conversation_id = c.conversation_id and l.lane_id = c.lane_id
+        where l.hold is not null and ($3::text is null or l.hold = $3)
+        for no key update of l skip locked
+        "#,
+        &conversations,
+        &lanes,
+        because,
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    let held: HashSet<_> = held.into_iter().map(|lane| (lane.conversation_id, lane.lane_id)).collect();
+    let missed: Vec<_> =
+        page.iter().map(|lane| (lane.conversation_id, lane.lane_id)).filter(|lane| !held.contains(lane)).collect();
+    let locked = if missed.is_empty() { 0 } else { still_held(conn, &missed, because).await? };
+    let (conversations, lanes) = columns(&held.into_iter().collect::<Vec<_>>());
     let resumed = sqlx::query_scalar!(
         r#"
         update lanes l
@@ -172,7 +220,35 @@ pub async fn resume_held(conn: &mut PgConnection, because: Option<&str>, limit: 
     )
     .fetch_all(conn)
     .await?;
-    Ok(going_on(&resumed))
+    Ok(HeldBatch { resumed: going_on(&resumed), locked: u64::try_from(locked).unwrap_or(0), next })
+}
+
+/// How many of these lanes are held, as far as one sees who waits for no lock: whoever was quicker and resumed one is not
+/// counted.
+async fn still_held(
+    conn: &mut PgConnection,
+    missed: &[(ConversationId, LaneId)],
+    because: Option<&str>,
+) -> Result<i64, sqlx::Error> {
+    let (conversations, lanes) = columns(missed);
+    sqlx::query_scalar!(
+        r#"
+        select count(*) as "held!"
+        from lanes l
+        join unnest($1::uuid[], $2::uuid[]) as c (conversation_id, lane_id)
+            on l.conversation_id = c.conversation_id and l.lane_id = c.lane_id
+        where l.hold is not null and ($3::text is null or l.hold = $3)
+        "#,
+        &conversations,
+        &lanes,
+        because,
+    )
+    .fetch_one(conn)
+    .await
+}
+
+fn columns(lanes: &[(ConversationId, LaneId)]) -> (Vec<Uuid>, Vec<Uuid>) {
+    lanes.iter().map(|(conversation_id, lane_id)| (conversation_id.as_uuid(), lane_id.as_uuid())).unzip()
 }
 
 fn going_on(resumed: &[bool]) -> GoingOn {

@@ -46,6 +46,24 @@ pub fn hint<'a>(cause: &str, errcode: Option<&str>, kind: &str, noted: &'a str) 
     }
 }
 
+/// What discarding a live operation leaves as it is on Matrix: what the operator now has to do by hand, or bear.
+pub fn left_undone(kind: &str) -> &'static str {
+    match Kind::parse(kind) {
+        Some(Kind::Redact) => {
+            "a text that was deleted stays readable on Matrix: redact its event there by hand, with an account that may"
+        }
+        Some(Kind::Remove) => {
+            "the member stays in the room and reads what is sent from now on: remove them there by hand, with an account \
+             that may"
+        }
+        Some(Kind::Invite) => "the member is not invited: remove and add them again to try once more",
+        _ => {
+            "a text that was deleted may stand on Matrix: its redaction is still to be done, and finds it only if it has \
+             arrived"
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,7 +17,7 @@ use crate::{
     Failed,
     print::{at, clean, count, json, say, table},
     session::{self, Who, parse_reason},
-    targets::{self, Targets},
+    targets::{self, Targets, Wanted},
 };
 
 const EXAMPLES: &str = "\
@@ -85,8 +85,8 @@ pub(crate) async fn requeue(args: &RequeueArgs) -> Result<(), Failed> {
         let selection = Selection::Matching { cause: args.cause.as_deref(), errcode: args.errcode.as_deref() };
         report.take(conversation.into(), one(&pool, args, &by, conversation.into(), selection).await?);
     } else {
-        targets = targets::resolve(&mut *pool.acquire().await?, &args.ids).await?;
-        for (conversation_id, ids) in &targets.letters {
+        targets = targets::resolve(&mut *pool.acquire().await?, &args.ids, Wanted::Dead).await?;
+        for (conversation_id, ids) in &targets.operations {
             // What was done before a failure is told all the same.
             match one(&pool, args, &by, *conversation_id, Selection::Named(ids)).await {
                 Ok(done) => report.take(*conversation_id, done),

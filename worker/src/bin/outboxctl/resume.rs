@@ -4,8 +4,9 @@ use clap::Args;
 use serde::Serialize;
 use shared::{
     config::DatabaseArgs,
+    ids::{ConversationId, LaneId},
     operator,
-    outbox::{self, COUNTED_LANES, GoingOn, PauseOfClass},
+    outbox::{self, COUNTED_LANES, GoingOn, HeldBatch, PauseOfClass},
 };
 use sqlx::PgPool;
 
@@ -23,7 +24,7 @@ mended, the lane is held again.
 Examples:
   outboxctl resume --all
   outboxctl resume --conversation <ID>
-  outboxctl resume --held                                     every lane that is held, in batches of 500
+  outboxctl resume --held                                     every lane that is held, once, in batches of 500
   outboxctl resume --held --because 'the homeserver forbids it in this room'";
 
 #[derive(Debug, Args)]
@@ -55,6 +56,9 @@ struct Report {
     resumed: Named,
     ended: u64,
     lanes_going_on: i64,
+    /// Held lanes that somebody had locked, so that they were left; only of `--held`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    locked: Option<u64>,
     still_paused: Vec<PauseOfClass>,
 }
 
@@ -62,12 +66,12 @@ pub(crate) async fn resume(args: &ResumeArgs) -> Result<(), Failed> {
     let scope = args.scope.chosen();
     let by = args.who.name()?;
     let pool = session::database(&args.database)?;
-    let mut failed = None;
+    let (mut locked, mut failed) = (None, None);
     let (resumed, name, named) = match scope {
         None if args.held => {
-            let resumed;
-            (resumed, failed) = held(&pool, args, &by).await;
-            (resumed, "every lane that was held".to_owned(), Named::held())
+            let pass = held(&pool, args, &by).await;
+            (locked, failed) = (Some(pass.locked), pass.failed);
+            (pass.resumed, "every lane that was held".to_owned(), Named::held())
         }
         None => {
             return Err(Failed::Usage("say what: --all, --class, --conversation, --lane or --held".to_owned()));
@@ -83,7 +87,14 @@ pub(crate) async fn resume(args: &ResumeArgs) -> Result<(), Failed> {
         eprintln!("{}: resumed before it failed", count(resumed.ended, "lane"));
         return Err(error.into());
     }
+    let left = locked
+        .filter(|locked| *locked > 0)
+        .map(|locked| format!("{} locked just now and left as it was: run it again", count(locked, "held lane")));
     if resumed.ended == 0 {
+        if let Some(left) = left {
+            eprintln!("{left}");
+            return Err(Failed::Reported);
+        }
         eprintln!("nothing to resume: no pause or hold of {name} lasts");
         return Err(Failed::Reported);
     }
@@ -91,32 +102,59 @@ pub(crate) async fn resume(args: &ResumeArgs) -> Result<(), Failed> {
     let still_paused = outbox::pauses(&mut *pool.acquire().await?).await?;
     if args.json {
         let (ended, lanes_going_on) = (resumed.ended, resumed.lanes);
-        return json(&Report { resumed: named, ended, lanes_going_on, still_paused });
+        json(&Report { resumed: named, ended, lanes_going_on, locked, still_paused })?;
+    } else {
+        let many = if resumed.lanes >= COUNTED_LANES { " or more" } else { "" };
+        say(&format!("{name}: resumed; {}{many} with something to send", count(resumed.lanes, "lane")));
+        for pause in still_paused {
+            let until = pause.until.map_or_else(|| "it is resumed".to_owned(), at);
+            say(&format!("but `{}` is still paused until {until} ({})", pause.scope, clean(&pause.reason)));
+        }
     }
-    let many = if resumed.lanes >= COUNTED_LANES { " or more" } else { "" };
-    say(&format!("{name}: resumed; {}{many} with something to send", count(resumed.lanes, "lane")));
-    for pause in still_paused {
-        let until = pause.until.map_or_else(|| "it is resumed".to_owned(), at);
-        say(&format!("but `{}` is still paused until {until} ({})", pause.scope, clean(&pause.reason)));
-    }
-    Ok(())
+    let Some(left) = left else { return Ok(()) };
+    eprintln!("{left}");
+    Err(Failed::Reported)
 }
 
-/// In batches, each an act of its own, so that no transaction is long. Also says what was done before a failure.
-async fn held(pool: &PgPool, args: &ResumeArgs, by: &str) -> (GoingOn, Option<sqlx::Error>) {
-    let mut all = GoingOn { ended: 0, lanes: 0 };
+/// What a pass over all held lanes did.
+struct Pass {
+    resumed: GoingOn,
+    locked: u64,
+    failed: Option<sqlx::Error>,
+}
+
+/// One pass over the lanes that are held, in batches, each an act of its own, so that no transaction is long. A lane that
+/// is held again meanwhile is not resumed again: its fault is not mended. Also says what was done before a failure.
+async fn held(pool: &PgPool, args: &ResumeArgs, by: &str) -> Pass {
+    let mut pass = Pass { resumed: GoingOn { ended: 0, lanes: 0 }, locked: 0, failed: None };
+    let mut after = None;
     loop {
-        match batch(pool, args, by).await {
-            Ok(batch) if batch.ended == 0 => return (all, None),
-            Ok(batch) => all = GoingOn { ended: all.ended + batch.ended, lanes: all.lanes + batch.lanes },
-            Err(error) => return (all, Some(error)),
+        match batch(pool, args, by, after).await {
+            Ok(HeldBatch { resumed, locked, next }) => {
+                pass.resumed.ended += resumed.ended;
+                pass.resumed.lanes += resumed.lanes;
+                pass.locked += locked;
+                if next.is_none() {
+                    return pass;
+                }
+                after = next;
+            }
+            Err(error) => {
+                pass.failed = Some(error);
+                return pass;
+            }
         }
     }
 }
 
-async fn batch(pool: &PgPool, args: &ResumeArgs, by: &str) -> Result<GoingOn, sqlx::Error> {
+async fn batch(
+    pool: &PgPool,
+    args: &ResumeArgs,
+    by: &str,
+    after: Option<(ConversationId, LaneId)>,
+) -> Result<HeldBatch, sqlx::Error> {
     let mut tx = pool.begin().await?;
-    let batch = operator::resume_held(&mut tx, by, args.because.as_deref(), args.reason.as_deref()).await?;
+    let batch = operator::resume_held(&mut tx, by, args.because.as_deref(), after, args.reason.as_deref()).await?;
     tx.commit().await?;
     outbox::wake_now(pool).await;
     Ok(batch)

@@ -1,19 +1,29 @@
-//! What ids on the command line lead to: dead letters, conversation by conversation.
+//! What ids on the command line lead to, conversation by conversation.
 
 use std::collections::BTreeMap;
 
 use shared::{
     ids::{ConversationId, OutboxId},
-    outbox::{self, Place, Refusal, Refused},
+    outbox::{self, Found, Place, Refusal, Refused},
 };
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-/// The dead letters that ids lead to.
+/// What ids lead to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// Dead letters.
+    Dead,
+    /// Dead letters, and live operations by their own ids: a message's id is not explicit enough for what may leave a
+    /// deleted text on Matrix.
+    DeadOrNamed,
+}
+
+/// The operations that ids lead to.
 #[derive(Default)]
 pub(crate) struct Targets {
-    /// The dead letters of each conversation.
-    pub(crate) letters: BTreeMap<ConversationId, Vec<OutboxId>>,
+    /// The operations of each conversation.
+    pub(crate) operations: BTreeMap<ConversationId, Vec<OutboxId>>,
     /// Ids that lead to none.
     pub(crate) refused: Vec<Refused>,
     /// Each other id, with what it led to.
@@ -23,20 +33,24 @@ pub(crate) struct Targets {
 impl Targets {
     /// True when each id led to at least one of these.
     pub(crate) fn all_served(&self, done: &[OutboxId]) -> bool {
-        self.refused.is_empty() && self.asked.iter().all(|(_, letters)| letters.iter().any(|id| done.contains(id)))
+        self.refused.is_empty()
+            && self.asked.iter().all(|(_, operations)| operations.iter().any(|id| done.contains(id)))
     }
 }
 
 /// Looks for operations and messages of these ids.
-pub(crate) async fn resolve(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Targets, sqlx::Error> {
+pub(crate) async fn resolve(conn: &mut PgConnection, ids: &[Uuid], wanted: Wanted) -> Result<Targets, sqlx::Error> {
     let mut targets = Targets::default();
     for id in ids {
         let found = outbox::find(conn, *id).await?;
-        let dead: Vec<_> = found.iter().filter(|found| found.place == Place::Dead).collect();
-        if dead.is_empty() {
+        let live = |found: &&Found| found.place == Place::Live;
+        let named = |found: &&Found| wanted == Wanted::DeadOrNamed && live(found) && found.outbox_id.as_uuid() == *id;
+        let taken: Vec<_> = found.iter().filter(|found| found.place == Place::Dead || named(found)).collect();
+        if taken.is_empty() {
             let subject = found.first().map_or(*id, |found| found.subject_id);
             let message = outbox::message_facts(conn, subject).await?;
             let reason = match (message, found.first()) {
+                _ if wanted == Wanted::DeadOrNamed && found.iter().any(|found| live(&found)) => Refusal::Unnamed,
                 (Some(message), _) if message.deleted_at.is_some() => Refusal::Deleted,
                 (_, Some(found)) if found.place == Place::Withdrawn => Refusal::Discarded,
                 (None, None) => Refusal::Unknown,
@@ -45,13 +59,13 @@ pub(crate) async fn resolve(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Tar
             targets.refused.push(Refused::new(*id, reason));
             continue;
         }
-        for found in &dead {
-            let letters = targets.letters.entry(found.conversation_id).or_default();
-            if !letters.contains(&found.outbox_id) {
-                letters.push(found.outbox_id);
+        for found in &taken {
+            let operations = targets.operations.entry(found.conversation_id).or_default();
+            if !operations.contains(&found.outbox_id) {
+                operations.push(found.outbox_id);
             }
         }
-        targets.asked.push((*id, dead.iter().map(|found| found.outbox_id).collect()));
+        targets.asked.push((*id, taken.iter().map(|found| found.outbox_id).collect()));
     }
     Ok(targets)
 }
