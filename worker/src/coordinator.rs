@@ -16,7 +16,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -162,6 +162,10 @@ pub(crate) struct Batch {
     claim: LaneClaim,
     results: Vec<OperationResult>,
     current: Option<(ClaimedOperation, Instant)>,
+    /// Whose requests these are, once an operation is sent anew.
+    identity: Identity,
+    /// The operation under way was looked up, is not there, and is sent anew.
+    anew: Arc<AtomicBool>,
     lease: Lease,
     breaker: Arc<Breaker>,
     draining: CancellationToken,
@@ -179,6 +183,13 @@ impl Batch {
     /// Says which operation is tried from now on.
     pub(crate) fn begin(&mut self, operation: ClaimedOperation) {
         self.current = Some((operation, Instant::now()));
+        self.anew.store(false, Ordering::SeqCst);
+    }
+
+    /// Says, at the moment when it is sent, that the operation under way is sent anew: its earlier attempts are not there
+    /// and never will be.
+    pub(crate) fn anew(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.anew)
     }
 
     /// What tells whether a request may still be started, and when to break off.
@@ -198,10 +209,15 @@ impl Batch {
 
     /// Says how the operation ended that was begun last. True when the next may follow.
     pub(crate) fn end(&mut self, outcome: Outcome, attempt: Option<Attempt>, found: Vec<outbox::Evidence>) -> bool {
-        let Some((operation, began)) = self.current.take() else { return false };
+        let Some((mut operation, began)) = self.current.take() else { return false };
+        let anew = self.anew.swap(false, Ordering::SeqCst);
+        if anew {
+            operation.sender.clone_from(&self.identity.sender);
+            operation.device.clone_from(&self.identity.device);
+        }
         let attempt = attempt.map(|attempt| Attempt { began: Some(began), took: began.elapsed(), ..attempt });
         let next = outcome.lets_the_next_go();
-        self.results.push(OperationResult { operation, outcome, attempt, found });
+        self.results.push(OperationResult { operation, outcome, attempt, found, anew });
         reach(Point::OperationEnded);
         next
     }
@@ -418,6 +434,8 @@ impl Coordinator {
                     claimed: Some(claimed),
                     results: Vec::new(),
                     current: None,
+                    identity: self.identity.clone(),
+                    anew: Arc::default(),
                     lease,
                     breaker: Arc::clone(&self.breaker),
                     draining: self.draining.clone(),

@@ -5,7 +5,10 @@
 
 use std::{
     collections::HashMap,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -15,7 +18,6 @@ use shared::{
     outbox::{Attempt, Blame, ClaimedOperation, Evidence, Kind, MaybeSent, Mode, Outcome},
     seal::KeyRing,
 };
-use time::OffsetDateTime;
 
 use crate::{
     breaker::Breaker,
@@ -27,9 +29,6 @@ use crate::{
     room::{RoomError, RoomStep, Rooms},
     verdict::{self, History, Verdict},
 };
-
-/// After this many failures in a row a room that is not open to us never will be: another is made, if the alias is ours.
-const ROOM_PATIENCE: i32 = 8;
 
 /// What delivery works with.
 #[derive(Debug)]
@@ -104,6 +103,8 @@ struct Sending {
     conversation_id: ConversationId,
     events: HashMap<OutboxId, EventId>,
     permission: Permission,
+    /// Set when the operation under way is sent anew.
+    anew: Arc<AtomicBool>,
 }
 
 impl Sending {
@@ -124,6 +125,7 @@ impl Deliverer {
             conversation_id: claimed.claim.conversation_id,
             events: HashMap::new(),
             permission: batch.permission(),
+            anew: batch.anew(),
         };
         if let Some(room_id) = &claimed.room_id {
             self.rooms.learn(sending.conversation_id, room_id).await;
@@ -193,13 +195,10 @@ impl Deliverer {
                 let outcome = Outcome::Refused { retry_in, blame: Blame::Nobody };
                 Ended::after(outcome, "not found, but perhaps on its way".to_owned())
             }
-            Stop::NotYet(reason) if operation.failures < ROOM_PATIENCE => {
-                Ended::after(Outcome::Refused { retry_in, blame: Blame::Passing }, reason)
+            Stop::Room(reason) => Ended::after(Outcome::RoomFault { reason: reason.clone() }, reason),
+            Stop::Ours(detail) | Stop::NotYet(detail) => {
+                Ended::after(Outcome::Refused { retry_in, blame: Blame::Passing }, detail)
             }
-            Stop::NotYet(reason) | Stop::Room(reason) => {
-                Ended::after(Outcome::RoomFault { reason: reason.clone() }, reason)
-            }
-            Stop::Ours(detail) => Ended::after(Outcome::Refused { retry_in, blame: Blame::Passing }, detail),
         };
         Some(ended)
     }
@@ -226,13 +225,12 @@ impl Deliverer {
         operation: &ClaimedOperation,
         found: &mut Vec<Evidence>,
     ) -> Result<Ended, Stop> {
-        if operation.kind.is_state() {
-            return self.change_membership(sending, operation).await;
-        }
-        let (conversation_id, seq) = (sending.conversation_id, operation.seq);
+        let conversation_id = sending.conversation_id;
         let may_ask = sending.may_ask(self.http_timeout);
-        let out_of_patience = operation.failures >= ROOM_PATIENCE;
-        let step = RoomStep { conversation_id, seq, out_of_patience, may_ask: &may_ask };
+        let step = RoomStep { conversation_id, may_ask: &may_ask };
+        if operation.kind.is_state() {
+            return self.change_membership_somewhere(sending, operation, &step).await;
+        }
         let room_id = self.rooms.ensure(&step).await?;
         reach(Point::RoomEnsured);
         // What relates to an event goes where that stands, also when the conversation has another room by now.
@@ -243,6 +241,9 @@ impl Deliverer {
                     return Err(Stop::Left(failure));
                 }
                 let room_id = self.rooms.reopen(&step, &room_id).await?;
+                if related_room(operation).is_some_and(|stands| *stands != room_id) {
+                    return Err(Stop::Left(failure));
+                }
                 self.send(sending, operation, &room_id, found).await
             }
             ended => ended,
@@ -273,10 +274,11 @@ impl Deliverer {
                     sender: operation.sender.clone(),
                     device: operation.device.clone(),
                     at: operation.maybe_sent_at.unwrap_or(operation.enqueued_at),
+                    given_up_for: given_up_for(operation),
                     forgotten: *look_up,
                     foreign: operation.foreign,
                 };
-                let closed = self.close(sending, room_id, operation, operation.outbox_id, &sent).await?;
+                let closed = self.close(sending, room_id, operation.outbox_id, &sent).await?;
                 return Ok(Ended::well(closed.map_or(Outcome::NotThere, delivered)));
             }
             Mode::LookUp => {
@@ -284,8 +286,10 @@ impl Deliverer {
                     return Ok(Ended::well(delivered(event_id)));
                 }
                 if operation.foreign {
-                    self.has_arrived_by_now(operation, operation.maybe_sent_at.unwrap_or(operation.enqueued_at))?;
+                    self.has_arrived_by_now(given_up_for(operation))?;
                 }
+                // From here on it is ours: what is put now is closed, repeated and looked up as such.
+                sending.anew.store(true, Ordering::SeqCst);
             }
             Mode::Put | Mode::Known(_) => {}
         }
@@ -313,10 +317,13 @@ impl Deliverer {
     async fn look_up(&self, operation: &ClaimedOperation, room_id: &RoomId) -> Result<Option<EventId>, Stop> {
         metrics::counter!("outbox_lookups_total").increment(1);
         let (outbox_id, sender, since) = (operation.outbox_id, &operation.sender, operation.maybe_sent_at);
-        reach(Point::LookUpBegins);
-        let found = lookup::find(&self.homeserver, room_id, outbox_id, sender, since).await.map_err(Stop::Before)?;
-        reach(Point::LookUpEnded);
-        Ok(found)
+        lookup::find(&self.homeserver, room_id, outbox_id, sender, since).await.map_err(Stop::Before)
+    }
+
+    /// Looks for what may have been sent in a room.
+    async fn look_for(&self, outbox_id: OutboxId, sent: &MaybeSent, room_id: &RoomId) -> Result<Option<EventId>, Stop> {
+        metrics::counter!("outbox_lookups_total").increment(1);
+        lookup::find(&self.homeserver, room_id, outbox_id, &sent.sender, Some(sent.at)).await.map_err(Stop::Before)
     }
 
     /// Redacts the event of another operation. If nobody knows whether that one arrived, its transaction is closed first:
@@ -325,7 +332,7 @@ impl Deliverer {
         &self,
         sending: &Sending,
         operation: &ClaimedOperation,
-        room_id: &RoomId,
+        mut room_id: &RoomId,
         found: &mut Vec<Evidence>,
     ) -> Result<Ended, Stop> {
         let target = operation.target.as_ref().ok_or_else(|| Stop::Ours("a redaction without a target".to_owned()))?;
@@ -335,8 +342,16 @@ impl Deliverer {
             (Some(event_id), _) => event_id,
             (None, None) => return Ok(Ended::well(Outcome::NotThere)),
             (None, Some(sent)) => {
-                let closed = self.close(sending, room_id, operation, target.outbox_id, sent).await?;
-                let Some(event_id) = closed else { return Ok(Ended::well(Outcome::NotThere)) };
+                let mut stands_in = None;
+                if let Some(left) = &target.maybe_sent_to {
+                    stands_in = self.look_for(target.outbox_id, sent, left).await?.map(|event_id| (event_id, left));
+                }
+                if stands_in.is_none() {
+                    let closed = self.close(sending, room_id, target.outbox_id, sent).await?;
+                    stands_in = closed.map(|event_id| (event_id, room_id));
+                }
+                let Some((event_id, stands_in)) = stands_in else { return Ok(Ended::well(Outcome::NotThere)) };
+                room_id = stands_in;
                 found.push(Evidence {
                     outbox_id: target.outbox_id,
                     kind: sent.kind,
@@ -368,20 +383,17 @@ impl Deliverer {
         &self,
         sending: &Sending,
         room_id: &RoomId,
-        operation: &ClaimedOperation,
         outbox_id: OutboxId,
         sent: &MaybeSent,
     ) -> Result<Option<EventId>, Stop> {
         if sent.forgotten {
-            metrics::counter!("outbox_lookups_total").increment(1);
-            let found = lookup::find(&self.homeserver, room_id, outbox_id, &sent.sender, Some(sent.at));
-            let found = found.await.map_err(Stop::Before)?;
+            let found = self.look_for(outbox_id, sent, room_id).await?;
             if found.is_some() {
                 return Ok(found);
             }
             // A void of ours would not stand in the way of another device's request.
             if sent.foreign {
-                self.has_arrived_by_now(operation, sent.at)?;
+                self.has_arrived_by_now(sent.given_up_for)?;
                 return Ok(None);
             }
         }
@@ -393,20 +405,43 @@ impl Deliverer {
         Ok(Some(event_id))
     }
 
-    /// Whether what was sent then, and is not there, never will be.
-    fn has_arrived_by_now(&self, operation: &ClaimedOperation, sent_at: OffsetDateTime) -> Result<(), Stop> {
-        let age = Duration::try_from(operation.enqueued_at + operation.waited - sent_at).unwrap_or_default();
-        match self.lookup_delay.checked_sub(age) {
+    /// Whether what was given up so long ago, and is not there, never will be.
+    fn has_arrived_by_now(&self, given_up_for: Duration) -> Result<(), Stop> {
+        match self.lookup_delay.checked_sub(given_up_for) {
             Some(rest) if !rest.is_zero() => Err(Stop::Travelling(rest)),
             _ => Ok(()),
         }
     }
 
-    async fn change_membership(&self, sending: &Sending, operation: &ClaimedOperation) -> Result<Ended, Stop> {
+    /// A change of membership, once more after the room was mended if it is the room's fault that it is refused.
+    async fn change_membership_somewhere(
+        &self,
+        sending: &Sending,
+        operation: &ClaimedOperation,
+        step: &RoomStep<'_>,
+    ) -> Result<Ended, Stop> {
         let Some(room_id) = self.rooms.find(sending.conversation_id).await? else {
             // There is no room: it will be created with the members of that moment.
             return Ok(Ended::well(Outcome::Done));
         };
+        let refused = match self.change_membership(sending, operation, &room_id).await {
+            Ok(ended) if matches!(ended.outcome, Outcome::OwnFault { .. }) => Ok(ended),
+            Err(Stop::Itself(failure)) if verdict::judge(&failure) == Verdict::Room => Err(Stop::Itself(failure)),
+            ended => return ended,
+        };
+        if self.rooms.is_joined(&room_id).await? {
+            return refused;
+        }
+        let room_id = self.rooms.reopen(step, &room_id).await?;
+        self.change_membership(sending, operation, &room_id).await
+    }
+
+    async fn change_membership(
+        &self,
+        sending: &Sending,
+        operation: &ClaimedOperation,
+        room_id: &RoomId,
+    ) -> Result<Ended, Stop> {
         let user_id = UserId::from(operation.subject_id);
         let change = if operation.kind == Kind::Invite { Change::Invite } else { Change::Remove };
         // An invitation that waited, or was requeued, until after its removal would let somebody in for good.
@@ -415,7 +450,7 @@ impl Deliverer {
         }
         let member = MatrixUserId::of(user_id, self.homeserver.service_user().server());
         let may_ask = sending.may_ask(self.http_timeout);
-        match members::change(&self.homeserver, &room_id, &member, change, &may_ask).await {
+        match members::change(&self.homeserver, room_id, &member, change, &may_ask).await {
             Changed::Late => Err(Stop::Late),
             Changed::Done => Ok(Ended::well(Outcome::Done)),
             Changed::Failed(failure) => Err(Stop::Itself(failure)),
@@ -473,6 +508,13 @@ impl Deliverer {
         }
         answer
     }
+}
+
+/// How long ago the last attempt ended that anybody knows of.
+fn given_up_for(operation: &ClaimedOperation) -> Duration {
+    let sent_at = operation.maybe_sent_at.unwrap_or(operation.enqueued_at);
+    let age = Duration::try_from(operation.enqueued_at + operation.waited - sent_at).unwrap_or_default();
+    operation.since_failure.map_or(age, |since| since.min(age))
 }
 
 /// The room of the event that an operation relates to, once that event is known.

@@ -122,9 +122,7 @@ impl HttpClient for Transport {
         std::mem::swap(response.headers_mut(), answer.headers_mut());
         *response.body_mut() = answer.bytes().await.map_err(TransportError::Http)?;
         let status = response.status();
-        if (status.is_client_error() || status.is_server_error())
-            && serde_json::from_slice::<&RawValue>(response.body()).is_err()
-        {
+        if (status.is_client_error() || status.is_server_error()) && !is_matrix_error(response.body()) {
             let retry_after = response
                 .headers()
                 .get(http::header::RETRY_AFTER)
@@ -139,6 +137,16 @@ impl HttpClient for Transport {
         }
         Ok(response)
     }
+}
+
+/// Whether a body is an error as Matrix writes them. Gateways before a homeserver write JSON too.
+fn is_matrix_error(body: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Error {
+        #[expect(dead_code, reason = "only that it is there counts")]
+        errcode: String,
+    }
+    serde_json::from_slice::<Error>(body).is_ok()
 }
 
 fn shortened(text: &str) -> String {
@@ -399,6 +407,23 @@ impl Homeserver {
                 Ok(content["membership"].as_str().map(str::to_owned))
             }
             Err(Failure::Refused(refusal)) if refusal.errcode.as_deref() == Some("M_NOT_FOUND") => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// The room that a room's tombstone points to, if it has one and we may read it.
+    pub(crate) async fn tombstone(&self, room_id: &RoomId) -> Result<Option<RoomId>, Failure> {
+        let request =
+            get_state_event_for_key::v3::Request::new(room(room_id)?, "m.room.tombstone".into(), String::new());
+        match self.ask(request).await {
+            Ok(answer) => {
+                let content: serde_json::Value =
+                    serde_json::from_str(answer.event_or_content.get()).unwrap_or_default();
+                let next = content["replacement_room"].as_str().filter(|room_id| !room_id.is_empty());
+                Ok(next.map(|room_id| RoomId::from(room_id.to_owned())))
+            }
+            // Not there; or we are not, which the send finds out.
+            Err(Failure::Refused(Refusal { status: 403 | 404, errcode: Some(_), .. })) => Ok(None),
             Err(failure) => Err(failure),
         }
     }

@@ -4,7 +4,7 @@
 //! homeserver and its answer may be lost, so whatever a failed creation says, the alias is asked: a room that has it and
 //! is ours is repaired and adopted.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use moka::future::Cache;
 use serde_json::{Value, json};
@@ -30,6 +30,15 @@ const CREATIONS_AT_ONCE: usize = 8;
 
 /// How many replacements of a room in a row are followed: more than anybody makes.
 const MAX_REPLACEMENTS: usize = 8;
+
+/// After so many looks in a row a room that stands under its alias and is not open to us never will be.
+const ROOM_PATIENCE: u32 = 8;
+
+/// How long that is remembered of a conversation that nobody asks for.
+const PATIENCE_REMEMBERED: Duration = Duration::from_hours(1);
+
+/// How often a room is looked at for a tombstone: whoever rules it may still write to a room that all others have left.
+const LOOK_FOR_TOMBSTONE_EVERY: Duration = Duration::from_mins(10);
 
 /// Marks a room as that of a conversation.
 const MARKER: &str = "com.nova.conversation";
@@ -66,10 +75,6 @@ pub(crate) enum RoomError {
 /// For which operation a room is needed, and what may be done for it.
 pub(crate) struct RoomStep<'a> {
     pub(crate) conversation_id: ConversationId,
-    /// The operation's place: who belongs to the room is as of then.
-    pub(crate) seq: i64,
-    /// A room that has not come to be by now never will.
-    pub(crate) out_of_patience: bool,
     /// Whether another request may be started: it would end before the lease does.
     pub(crate) may_ask: &'a (dyn Fn() -> bool + Send + Sync),
 }
@@ -80,12 +85,23 @@ pub(crate) struct Rooms {
     pool: PgPool,
     homeserver: Homeserver,
     whole: Cache<ConversationId, RoomId>,
+    /// Rooms that had no tombstone a little while ago.
+    standing: Cache<RoomId, ()>,
+    /// How often in a row a room was not open to us yet.
+    not_yet: Cache<ConversationId, u32>,
     creating: Semaphore,
 }
 
 impl Rooms {
     pub(crate) fn new(pool: PgPool, homeserver: Homeserver) -> Self {
-        Self { pool, homeserver, whole: Cache::new(CACHED_ROOMS), creating: Semaphore::new(CREATIONS_AT_ONCE) }
+        Self {
+            pool,
+            homeserver,
+            whole: Cache::new(CACHED_ROOMS),
+            standing: Cache::builder().max_capacity(CACHED_ROOMS).time_to_live(LOOK_FOR_TOMBSTONE_EVERY).build(),
+            not_yet: Cache::builder().max_capacity(CACHED_ROOMS).time_to_live(PATIENCE_REMEMBERED).build(),
+            creating: Semaphore::new(CREATIONS_AT_ONCE),
+        }
     }
 
     /// Remembers a room that the database knows to be whole.
@@ -100,21 +116,74 @@ impl Rooms {
     pub(crate) async fn ensure(&self, step: &RoomStep<'_>) -> Result<RoomId, RoomError> {
         let conversation_id = step.conversation_id;
         if let Some(room_id) = self.whole.get(&conversation_id).await {
-            return Ok(room_id);
+            return self.still_standing(step, room_id).await;
         }
-        let (known, plan) = {
-            let mut conn = self.pool.acquire().await?;
-            let known = chat::load_room_mapping(&mut conn, conversation_id).await?;
-            let plan = chat::room_plan(&mut conn, conversation_id, step.seq).await?;
-            (known, plan.ok_or(RoomError::Gone)?)
-        };
+        let (known, plan) = self.load(conversation_id).await?;
         let room_id = match known {
             Some((room_id, true)) => room_id,
-            Some((room_id, false)) => self.make_whole(step, room_id, &plan).await?,
+            Some((room_id, false)) => match self.make_whole(step, room_id, &plan).await {
+                Err(RoomError::NotYet) if self.is_out_of_patience(conversation_id).await => {
+                    return Err(RoomError::Shut(
+                        "the service account is not in the room: invite it there, then resume the lane",
+                    ));
+                }
+                made => made?,
+            },
             None => self.create(step, &plan).await?,
         };
+        self.not_yet.invalidate(&conversation_id).await;
+        self.whole.insert(conversation_id, room_id.clone()).await;
+        self.still_standing(step, room_id).await
+    }
+
+    /// The room, or the one that replaced it: looked at now and then, since we may be the only ones who could still write
+    /// to a room that was replaced.
+    async fn still_standing(&self, step: &RoomStep<'_>, room_id: RoomId) -> Result<RoomId, RoomError> {
+        if self.standing.contains_key(&room_id) {
+            return Ok(room_id);
+        }
+        let Some(next) = self.homeserver.tombstone(&room_id).await? else {
+            self.standing.insert(room_id.clone(), ()).await;
+            return Ok(room_id);
+        };
+        let conversation_id = step.conversation_id;
+        self.whole.invalidate(&conversation_id).await;
+        let (known, plan) = self.load(conversation_id).await?;
+        if known.is_some_and(|(known, _)| known != room_id) {
+            // Another worker has followed it already; that room is looked at in its turn.
+            return Err(RoomError::NotYet);
+        }
+        let room_id = self.follow(step, &room_id, next, &plan).await?;
         self.whole.insert(conversation_id, room_id.clone()).await;
         Ok(room_id)
+    }
+
+    /// Whether a room that is not open to us has been looked at often enough. Counts the look.
+    async fn is_out_of_patience(&self, conversation_id: ConversationId) -> bool {
+        let looks = self.not_yet.get(&conversation_id).await.unwrap_or(0) + 1;
+        if looks > ROOM_PATIENCE {
+            self.not_yet.invalidate(&conversation_id).await;
+            return true;
+        }
+        self.not_yet.insert(conversation_id, looks).await;
+        false
+    }
+
+    /// The room that the database knows, if any, and who belongs there.
+    async fn load(&self, conversation_id: ConversationId) -> Result<(Option<(RoomId, bool)>, RoomPlan), RoomError> {
+        let mut conn = self.pool.acquire().await?;
+        let known = chat::load_room_mapping(&mut conn, conversation_id).await?;
+        let plan = chat::room_plan(&mut conn, conversation_id).await?;
+        Ok((known, plan.ok_or(RoomError::Gone)?))
+    }
+
+    /// Whether the service account is in a room.
+    pub(crate) async fn is_joined(&self, room_id: &RoomId) -> Result<bool, RoomError> {
+        match self.homeserver.membership(room_id, self.homeserver.service_user()).await {
+            Ok(membership) => Ok(membership.as_deref() == Some("join")),
+            Err(Failure::Refused(Refusal { status: 403 | 404, .. })) => Ok(false),
+            Err(failure) => Err(failure.into()),
+        }
     }
 
     /// Mends a room that does not take our events. Returns the one to try once more: the same, which we are in again, or
@@ -122,12 +191,7 @@ impl Rooms {
     pub(crate) async fn reopen(&self, step: &RoomStep<'_>, shut: &RoomId) -> Result<RoomId, RoomError> {
         let conversation_id = step.conversation_id;
         self.whole.invalidate(&conversation_id).await;
-        let (known, plan) = {
-            let mut conn = self.pool.acquire().await?;
-            let known = chat::load_room_mapping(&mut conn, conversation_id).await?;
-            let plan = chat::room_plan(&mut conn, conversation_id, step.seq).await?;
-            (known, plan.ok_or(RoomError::Gone)?)
-        };
+        let (known, plan) = self.load(conversation_id).await?;
         if known.is_some_and(|(room_id, _)| room_id != *shut) {
             // Another worker was here before.
             return self.ensure(step).await;
@@ -252,7 +316,14 @@ impl Rooms {
         // Asked first: after a crash the room usually stands, and a second creation would only be refused.
         if let Some(room_id) = self.homeserver.resolve_alias(&alias).await? {
             match self.adopt(step, &alias, room_id, plan).await {
-                Err(RoomError::NotYet) if step.out_of_patience && self.abandon(&alias).await? => {}
+                Err(RoomError::NotYet) if self.is_out_of_patience(conversation_id).await => {
+                    if !self.abandon(&alias).await? {
+                        return Err(RoomError::Shut(
+                            "the room under the alias is not open to us, nor the alias ours to take: free the alias, \
+                             then resume the lane",
+                        ));
+                    }
+                }
                 ended => return ended,
             }
         }

@@ -7,10 +7,11 @@
 //! | timeout, cut connection, an answer that makes no sense, a proxy's 5xx | ambiguous | stays handed, repeated under its transaction id | the same |
 //! | 5xx with a Matrix error code | server error | the same; dead after five, if others were delivered between them | the same |
 //! | 429, `M_LIMIT_EXCEEDED` | rate limited | waits as long as header, else body, else the default says | a send's limit is the account's: all wait |
-//! | 401 | the account's fault | waits | the circuit opens until the token is accepted |
+//! | 401, 403 for an account that is suspended, a homeserver over its limits | the account's fault | waits | the circuit opens until a probe succeeds |
 //! | 403 `M_FORBIDDEN` | the room's fault | the room is repaired, then once more, then its lane is held | nothing |
 //! | 400 with a Matrix error code, 413 | its own fault | dead, or its lane is held where nothing may overtake it | nothing |
-//! | a request that cannot be built, any other refusal | unknown | waits; given up after three days | nothing |
+//! | any other refusal that is not Matrix' own (a gateway's) | not Matrix' | waits; given up after three days, if others were delivered meanwhile | five in a row open the circuit |
+//! | a request that cannot be built, any other refusal | unknown | the same | nothing |
 //!
 //! "Already done" is no row: it shares its code with "not allowed", so who invites, removes or makes a room looks instead
 //! (`members`, `room`).
@@ -64,6 +65,8 @@ pub(crate) enum Verdict {
     Room,
     /// The operation's own fault, with what an operator can do.
     Own(&'static str),
+    /// Refused by something that is no homeserver.
+    NotMatrix,
     /// Certainly not accepted, nobody knows why.
     Unknown,
 }
@@ -79,6 +82,7 @@ impl Verdict {
             Self::Account => "account",
             Self::Room => "room",
             Self::Own(_) => "own",
+            Self::NotMatrix => "not_matrix",
             Self::Unknown => "unknown",
         }
     }
@@ -86,7 +90,7 @@ impl Verdict {
     /// What it tells of the homeserver. `of_account` is true for requests whose rate limit is the account's.
     pub(crate) const fn signal(&self, of_account: bool) -> Signal {
         match self {
-            Self::Down | Self::Ambiguous | Self::ServerError => Signal::Failed,
+            Self::Down | Self::Ambiguous | Self::ServerError | Self::NotMatrix => Signal::Failed,
             Self::RateLimited(wait) if of_account => Signal::RateLimited(*wait),
             Self::Account => Signal::TokenRefused,
             Self::RateLimited(_) | Self::Room | Self::Own(_) | Self::Unknown => Signal::Alive,
@@ -111,7 +115,17 @@ fn judge_refusal(refusal: &Refusal) -> Verdict {
         ),
         (500..=599, Some(_)) => Verdict::ServerError,
         (500..=599, None) => Verdict::Ambiguous,
-        (401, _) => Verdict::Account,
+        (401, _)
+        | (
+            403,
+            Some(
+                "M_USER_SUSPENDED"
+                | "M_USER_LOCKED"
+                | "M_USER_DEACTIVATED"
+                | "M_CONSENT_NOT_GIVEN"
+                | "M_RESOURCE_LIMIT_EXCEEDED",
+            ),
+        ) => Verdict::Account,
         (403, Some("M_FORBIDDEN")) => Verdict::Room,
         (413, _) | (_, Some("M_TOO_LARGE")) => {
             Verdict::Own("the event is larger than the homeserver takes: shorten the message, then requeue it")
@@ -120,6 +134,7 @@ fn judge_refusal(refusal: &Refusal) -> Verdict {
             Verdict::Own("the homeserver cannot read the event: this is a fault of this program, please report it")
         }
         (400, Some(_)) => Verdict::Own("the homeserver refuses the event as it is: see the error code"),
+        (_, None) => Verdict::NotMatrix,
         _ => Verdict::Unknown,
     }
 }
@@ -174,10 +189,13 @@ pub(crate) fn outcome(verdict: &Verdict, base: Duration, history: &History, jitt
         Verdict::Account => Outcome::Refused { retry_in: base, blame: Blame::Nobody },
         Verdict::Room => Outcome::RoomFault { reason: "the homeserver forbids it in this room".to_owned() },
         Verdict::Own(hint) => Outcome::OwnFault { hint },
-        Verdict::Unknown if over_budget => {
-            Outcome::GaveUp { hint: "for three days the homeserver refused it: see the attempts, then requeue it" }
+        Verdict::Unknown | Verdict::NotMatrix if !history.others_delivered => {
+            Outcome::Refused { retry_in, blame: Blame::Passing }
         }
-        Verdict::Unknown => Outcome::Refused { retry_in, blame: Blame::Suspect },
+        Verdict::Unknown | Verdict::NotMatrix if over_budget => Outcome::GaveUp {
+            hint: "for three days it was refused, and others were not: see the attempts, then requeue it",
+        },
+        Verdict::Unknown | Verdict::NotMatrix => Outcome::Refused { retry_in, blame: Blame::Suspect },
     }
 }
 
@@ -223,7 +241,11 @@ mod tests {
         assert!(own(&refused(400, Some("M_BAD_JSON"))));
         assert!(own(&refused(400, Some("M_UNKNOWN"))));
         assert_eq!(judge(&refused(404, Some("M_UNRECOGNIZED"))), Verdict::Unknown);
-        assert_eq!(judge(&refused(403, None)), Verdict::Unknown);
+        assert_eq!(judge(&refused(403, None)), Verdict::NotMatrix);
+        assert_eq!(judge(&refused(404, None)), Verdict::NotMatrix);
+        for errcode in ["M_USER_SUSPENDED", "M_RESOURCE_LIMIT_EXCEEDED"] {
+            assert_eq!(judge(&refused(403, Some(errcode))), Verdict::Account);
+        }
     }
 
     #[test]
@@ -264,12 +286,17 @@ mod tests {
 
     #[test]
     fn an_unknown_refusal_is_given_up_after_its_budget_of_time_and_not_before() {
-        let tried =
-            |suspected_for| after(&Verdict::Unknown, History { attempts: 100, suspected_for, ..History::default() });
-        assert!(matches!(tried(None), Outcome::Refused { blame: Blame::Suspect, .. }));
-        let nearly = BUDGET.checked_sub(Duration::from_secs(1));
-        assert!(matches!(tried(nearly), Outcome::Refused { blame: Blame::Suspect, .. }));
-        assert!(matches!(tried(Some(BUDGET)), Outcome::GaveUp { .. }));
+        for verdict in [Verdict::Unknown, Verdict::NotMatrix] {
+            let tried = |suspected_for, others_delivered| {
+                after(&verdict, History { attempts: 100, suspected_for, others_delivered, ..History::default() })
+            };
+            assert!(matches!(tried(None, true), Outcome::Refused { blame: Blame::Suspect, .. }));
+            let nearly = BUDGET.checked_sub(Duration::from_secs(1));
+            assert!(matches!(tried(nearly, true), Outcome::Refused { blame: Blame::Suspect, .. }));
+            assert!(matches!(tried(Some(BUDGET), true), Outcome::GaveUp { .. }));
+            // Nothing else gets through either: it is not its fault.
+            assert!(matches!(tried(Some(BUDGET), false), Outcome::Refused { blame: Blame::Passing, .. }));
+        }
     }
 
     #[test]

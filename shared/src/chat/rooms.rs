@@ -9,18 +9,28 @@ use crate::ids::{ConversationId, RoomId, UserId};
 pub struct RoomPlan {
     /// What people call the conversation.
     pub name: Option<String>,
-    /// Who belongs to it as of an operation.
+    /// Who belongs in its room now.
     pub members: Vec<UserId>,
-    /// Who no longer belongs to it as of that operation.
+    /// Who belonged to it once, and does not belong in its room any more.
     pub absent: Vec<UserId>,
 }
 
-/// Who belonged to a conversation at a sequence number: whom its room is created with for that operation.
+/// Who belongs in a conversation's room: its members as of just before the first change of membership that is still to be
+/// carried out, for that comes in its turn. Not as of the operation that the room is needed for: one that was requeued
+/// stands before changes that were carried out long ago.
 pub async fn room_plan(
     conn: &mut PgConnection,
     conversation_id: ConversationId,
-    seq: i64,
 ) -> Result<Option<RoomPlan>, sqlx::Error> {
+    let seq = sqlx::query_scalar!(
+        r#"
+        select coalesce(min(seq) - 1, 9223372036854775807) as "seq!" from outbox
+        where conversation_id = $1 and lane_id = $1 and kind in ('invite', 'remove')
+        "#,
+        conversation_id.as_uuid(),
+    )
+    .fetch_one(&mut *conn)
+    .await?;
     let row = sqlx::query!(
         r#"
         select c.name, array(

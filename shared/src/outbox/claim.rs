@@ -110,7 +110,8 @@ pub struct ClaimedOperation {
     pub attempts: i32,
     /// Attempts in a row that failed for any reason but a rate limit.
     pub failures: i32,
-    /// How long ago it first failed in a way that may be its own fault.
+    /// How long it has been tried since it first failed in a way that may be its own fault; none when it was not tried for
+    /// a while before this.
     pub suspected_for: Option<Duration>,
     /// How long ago it last failed.
     pub since_failure: Option<Duration>,
@@ -147,6 +148,8 @@ pub struct Target {
     pub event: Option<(EventId, RoomId)>,
     /// Whether it may stand in the room although no event is known, and as whose.
     pub maybe_sent: Option<MaybeSent>,
+    /// The room that it would then stand in, if the conversation has had another one since.
+    pub maybe_sent_to: Option<RoomId>,
 }
 
 /// As whom and since when something may stand in a room.
@@ -162,6 +165,8 @@ pub struct MaybeSent {
     pub device: String,
     /// When it may first have arrived.
     pub at: OffsetDateTime,
+    /// How long ago it was given up at the latest.
+    pub given_up_for: Duration,
     /// True when that is longer ago than the homeserver remembers, or `foreign`.
     pub forgotten: bool,
     /// True when it was another account's or device's, or had no device.
@@ -289,19 +294,20 @@ pub async fn claim(conn: &mut PgConnection, request: &ClaimRequest) -> Result<Cl
     Ok(Claim { batches, lanes: lanes.len(), taken_over })
 }
 
-/// Whatever a lapsed owner was handed may have been sent from its claim on: nobody knows, so it counts as ambiguous. What
-/// has no sender was never handed to anybody: an edit that came back with its message stands among what is frozen.
+/// Whatever a lapsed owner was handed may have been sent from its claim on, and until its lease lapsed: nobody knows, so it
+/// counts as ambiguous. What has no sender was never handed to anybody: an edit that came back with its message stands
+/// among what is frozen.
 async fn mark_ambiguous(conn: &mut PgConnection, conversations: &[Uuid], lanes: &[Uuid]) -> Result<(), sqlx::Error> {
     sqlx::query!(
         r#"
         update outbox o
-        set maybe_sent_at = l.claimed_at
+        set maybe_sent_at = coalesce(o.maybe_sent_at, l.claimed_at),
+            last_failed_at = greatest(o.last_failed_at, l.leased_until)
         from unnest($1::uuid[], $2::uuid[]) as c (conversation_id, lane_id)
         join lanes l on l.conversation_id = c.conversation_id and l.lane_id = c.lane_id
         where o.conversation_id = c.conversation_id
             and o.lane_id = c.lane_id
             and o.seq <= l.frozen_through
-            and o.maybe_sent_at is null
             and o.sender is not null
         "#,
         conversations,
@@ -344,6 +350,8 @@ struct DueRow {
     target_sender: Option<String>,
     target_device: Option<String>,
     target_maybe_sent_at: Option<OffsetDateTime>,
+    target_withdrawn_at: Option<OffsetDateTime>,
+    target_predecessor_room_id: Option<RoomId>,
     target_kind: Option<String>,
     target_revision: Option<i32>,
     room_id: Option<RoomId>,
@@ -373,6 +381,9 @@ async fn due_operations(
             original.room_id as "original_room_id?: RoomId",
             target.event_id as "target_event_id?: EventId", target.room_id as "target_room_id?: RoomId",
             w.sender as "target_sender?", w.device as "target_device?", w.maybe_sent_at as "target_maybe_sent_at?",
+            w.withdrawn_at as "target_withdrawn_at?",
+            case when w.maybe_sent_at <= room.created_at then room.predecessor_room_id
+                end as "target_predecessor_room_id: RoomId",
             w.kind as "target_kind?", w.revision as "target_revision?",
             case when room.ready_at is not null then room.matrix_room_id end as "room_id: RoomId",
             case when o.maybe_sent_at <= room.created_at then room.predecessor_room_id
@@ -427,6 +438,10 @@ async fn due_operations(
     Ok(batches)
 }
 
+/// What was not tried for longer than this was paused, held, or met an outage: time that does not count as time in which
+/// it was tried. Several times the longest wait between two attempts. `settle` has the same.
+const UNTRIED: time::Duration = time::Duration::minutes(30);
+
 impl DueRow {
     fn into_operation(self, kind: Kind, request: &ClaimRequest, now: OffsetDateTime) -> ClaimedOperation {
         // As the row will have it: see `fix_senders`.
@@ -445,16 +460,19 @@ impl DueRow {
             None => Mode::Put,
         };
         let age = |since: OffsetDateTime| (now - since).try_into().ok();
+        let tried_lately = self.last_failed_at.is_some_and(|at| now - at < UNTRIED);
         let target = self.target_outbox_id.map(|outbox_id| Target {
             outbox_id,
             event: self.target_event_id.zip(self.target_room_id),
+            maybe_sent_to: self.target_predecessor_room_id,
             maybe_sent: match (self.target_sender, self.target_device, self.target_maybe_sent_at) {
                 (Some(sender), Some(device), Some(at)) => {
                     let kind = self.target_kind.as_deref().and_then(Kind::parse).unwrap_or(Kind::Message);
                     let revision = self.target_revision;
                     let foreign = is_foreign(&sender, &device);
                     let forgotten = foreign || is_old(at);
-                    Some(MaybeSent { kind, revision, sender, device, at, forgotten, foreign })
+                    let given_up_for = self.target_withdrawn_at.and_then(age).unwrap_or_default();
+                    Some(MaybeSent { kind, revision, sender, device, at, given_up_for, forgotten, foreign })
                 }
                 _ => None,
             },
@@ -469,7 +487,7 @@ impl DueRow {
             foreign,
             attempts: self.attempts,
             failures: self.failures,
-            suspected_for: self.first_failed_at.and_then(age),
+            suspected_for: self.first_failed_at.filter(|_| tried_lately).and_then(age),
             since_failure: self.last_failed_at.and_then(age),
             enqueued_at: self.enqueued_at,
             waited: (now - self.enqueued_at).try_into().unwrap_or_default(),

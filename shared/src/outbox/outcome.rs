@@ -120,6 +120,9 @@ pub struct OperationResult {
     pub attempt: Option<Attempt>,
     /// What was learnt of other operations on the way (the target of a redaction).
     pub found: Vec<Evidence>,
+    /// Its earlier attempts were looked up, are not there and never will be: what is known of it begins with this one,
+    /// by the sender and device that the operation names here.
+    pub anew: bool,
 }
 
 impl OperationResult {

@@ -343,15 +343,20 @@ async fn settle_failure(
     let operation = &result.operation;
     match &result.outcome {
         Outcome::Delivered { .. } | Outcome::Done => {}
-        Outcome::Refused { retry_in, blame } => wait(conn, claim, operation, now, *retry_in, None, *blame).await?,
+        Outcome::Refused { retry_in, blame } => wait(conn, claim, result, now, *retry_in, None, *blame).await?,
         Outcome::Ambiguous { retry_in, blame } => {
             // Not when it is settled, which may be a day later if the database was away: the homeserver forgets
             // meanwhile. The claim came before the attempt.
-            wait(conn, claim, operation, now, *retry_in, Some(lane.claimed_at), *blame).await?;
+            wait(conn, claim, result, now, *retry_in, Some(lane.claimed_at), *blame).await?;
         }
         Outcome::RoomFault { reason } => lane.hold = Some(reason.clone()),
-        Outcome::OwnFault { .. } | Outcome::GaveUp { .. } if operation.kind.holds_its_lane() || closes(operation) => {
-            lane.hold = Some(format!("{} {} was refused for good", operation.kind.as_str(), operation.outbox_id));
+        Outcome::OwnFault { hint } | Outcome::GaveUp { hint }
+            if operation.kind.holds_its_lane() || closes(operation) =>
+        {
+            let errcode = result.attempt.as_ref().and_then(|attempt| attempt.errcode.as_deref());
+            let errcode = errcode.map(|errcode| format!(" ({errcode})")).unwrap_or_default();
+            let (kind, id) = (operation.kind.as_str(), operation.outbox_id);
+            lane.hold = Some(format!("{kind} {id} was refused for good{errcode}: {hint}"));
         }
         Outcome::OwnFault { .. } | Outcome::GaveUp { .. } | Outcome::ParentDead => {
             lane.gone += bury(conn, claim, result, now, settled).await?;
@@ -366,23 +371,34 @@ fn closes(operation: &ClaimedOperation) -> bool {
 }
 
 /// The operation stays live and is due later.
+///
+/// The budget of what may be its own fault starts anew after a failure that was not, and after a pause: it is time in which
+/// it was tried.
 async fn wait(
     conn: &mut PgConnection,
     claim: LaneClaim,
-    operation: &ClaimedOperation,
+    result: &OperationResult,
     now: OffsetDateTime,
     retry_in: Duration,
     maybe_sent_at: Option<OffsetDateTime>,
     blame: Blame,
 ) -> Result<(), sqlx::Error> {
+    let operation = &result.operation;
     sqlx::query!(
         r#"
         update outbox
         set due_at = $4,
-            maybe_sent_at = coalesce(maybe_sent_at, $5),
+            maybe_sent_at = case when $10 then $5 else coalesce(maybe_sent_at, $5) end,
+            sender = case when $10 then $11 else sender end,
+            device = case when $10 then $12 else device end,
             attempts = attempts + $6,
             failures = failures + $7,
-            first_failed_at = case when $8 then coalesce(first_failed_at, $9) else first_failed_at end,
+            first_failed_at = case
+                when $8 and last_failed_at > $9::timestamptz - interval '30 minutes' then coalesce(first_failed_at, $9)
+                when $8 then $9
+                when $7 = 1 then null
+                else first_failed_at
+            end,
             last_failed_at = $9
         where conversation_id = $1 and lane_id = $2 and seq = $3
         "#,
@@ -395,6 +411,9 @@ async fn wait(
         i32::from(blame != Blame::Nobody),
         matches!(blame, Blame::Suspect | Blame::Own),
         now,
+        result.anew && maybe_sent_at.is_some(),
+        operation.sender,
+        operation.device,
     )
     .execute(conn)
     .await?;
@@ -589,7 +608,10 @@ async fn release(
             owner = null,
             leased_until = null,
             claimed_at = null,
-            hold = coalesce(c.hold, l.hold),
+            hold = case
+                when c.hold is null or l.hold is null then coalesce(c.hold, l.hold)
+                else left(l.hold || '; and: ' || c.hold, 1000)
+            end,
             due_at = outbox_due(l.conversation_id, l.lane_id, $7, coalesce(c.hold, l.hold), l.paused_until),
             frozen_through = least(l.frozen_through, greatest(c.sent_through, coalesce((
                 select max(o.seq) from outbox o

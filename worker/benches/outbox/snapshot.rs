@@ -206,6 +206,7 @@ fn delivered(claimed: Claimed) -> Settlement {
         operation,
         attempt: Some(Attempt::default()),
         found: Vec::new(),
+        anew: false,
     });
     Settlement { claim: claimed.claim, results: results.collect() }
 }

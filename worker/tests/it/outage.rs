@@ -172,11 +172,12 @@ async fn a_rate_limit_is_kept_whether_header_or_body_says_so_and_the_header_goes
     let scene = Scene::new(&home).await;
     let _worker = scene.worker().await;
     let conversation = &begun(&scene, 1).await[0];
-    for (form, least) in [("both", HEADER), ("body", BODY), ("a proxy's page", HEADER)] {
+    for (form, least) in [("both", HEADER), ("body", BODY), ("page", HEADER), ("gateway", HEADER)] {
         let limited = fake.on_send().fail(429).retry_after(BODY);
         let limited = match form {
             "body" => limited.in_body_only(),
-            "a proxy's page" => limited.html("<h1>Too many requests</h1>"),
+            "page" => limited.html("<h1>Too many requests</h1>"),
+            "gateway" => limited.html(r#"{"message": "API rate limit exceeded"}"#),
             _ => limited,
         };
         limited.once();

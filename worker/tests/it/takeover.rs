@@ -366,3 +366,64 @@ async fn a_request_of_another_device_that_is_on_its_way_for_long_stands_once() {
     assert_eq!(shape(&fake.timeline(&room)), ["begun", "words"]);
     assert_eq!(sends(&fake).len(), 2);
 }
+
+/// A worker that speaks for the same account on another device.
+async fn on_another_device(home: &Home, scene: &Scene) -> shared::testing::nova::Program {
+    let localpart = home.account.user_id().trim_start_matches('@').split(':').next().unwrap();
+    let other = MatrixClient::login(&home.address, localpart, "password", "ANOTHER").await.unwrap();
+    scene.worker_with(&[("MATRIX_ACCESS_TOKEN", other.access_token())]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_long_a_request_may_be_on_its_way_counts_from_the_last_attempt() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let scene = Scene::new(&home).await;
+    let first = scene.slow_worker().await;
+    let (conversation, room) = scene.begun().await;
+    scene.drained().await;
+    fake.on_send().drop_before().once();
+    let message = id(&scene.ada.post(&conversation, "words").await.expect(201));
+    scene.attempted("ambiguous", 1).await;
+    let travels = fake.on_send().hold().drop_after_accept().once();
+    scene.database.advance(Duration::from_mins(5)).await;
+    travels.arrived().await;
+    scene.attempted("ambiguous", 2).await;
+    drop(first);
+    let _second = on_another_device(&home, &scene).await;
+    scene.later().await;
+    scene.attempted("refused", 1).await;
+    assert_eq!(sends(&fake).len(), 3, "it was put again, although the last attempt may be on its way");
+    travels.release();
+    eventually("it arrives", || async { (shape(&fake.timeline(&room)).len() == 2).then_some(()) }).await;
+    scene.database.advance(Duration::from_mins(1)).await;
+    scene.ada.delivered(&message).await;
+    assert_eq!(shape(&fake.timeline(&room)), ["begun", "words"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_device_sends_anew_is_closed_by_that_device() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let scene = Scene::new(&home).await;
+    let first = scene.slow_worker().await;
+    let (conversation, room) = scene.begun().await;
+    scene.drained().await;
+    fake.on_send().drop_before().once();
+    let message = id(&scene.ada.post(&conversation, "secret").await.expect(201));
+    scene.attempted("ambiguous", 1).await;
+    drop(first);
+    let travels = fake.on_send().body_contains("secret").hold().drop_after_accept().once();
+    let _second = on_another_device(&home, &scene).await;
+    scene.database.advance(Duration::from_mins(2)).await;
+    travels.arrived().await;
+    scene.attempted("ambiguous", 2).await;
+    assert_eq!(scene.ada.delete(&message).await.expect(200)["deletion"], "redacting");
+    scene.database.advance(Duration::from_mins(2)).await;
+    scene.drained().await;
+    travels.release();
+    let after = id(&scene.ada.post(&conversation, "after").await.expect(201));
+    scene.ada.delivered(&after).await;
+    let shown = shape(&fake.timeline(&room));
+    assert!(!shown.contains(&"secret".to_owned()), "{shown:?}");
+}

@@ -322,3 +322,42 @@ async fn when_all_of_a_lane_expires_it_sleeps() {
     lane.post("two").await;
     assert_eq!(lane.drain().await.len(), 1);
 }
+
+#[tokio::test]
+async fn the_budget_of_what_may_be_its_own_fault_is_time_in_which_it_is_tried() {
+    const MINUTE: Duration = Duration::from_mins(1);
+    let lane = World::with_lane().await;
+    lane.post("one").await;
+    let worker = Worker::new();
+    assert_eq!(lane.step(&worker, End::Suspect).await.suspected_for, None);
+    lane.world.advance(MINUTE).await;
+    let tried = lane.step(&worker, End::Suspect).await.suspected_for.unwrap();
+    assert!((MINUTE..2 * MINUTE).contains(&tried), "{tried:?}");
+    // Paused, held, or an outage.
+    lane.world.advance(Duration::from_hours(96)).await;
+    assert_eq!(lane.step(&worker, End::Suspect).await.suspected_for, None);
+    lane.world.advance(MINUTE).await;
+    let tried = lane.step(&worker, End::Refused).await.suspected_for.unwrap();
+    assert!((MINUTE..2 * MINUTE).contains(&tried), "{tried:?}");
+    // A failure that is not its own ends the suspicion.
+    lane.world.advance(MINUTE).await;
+    assert_eq!(lane.step(&worker, End::Suspect).await.suspected_for, None);
+}
+
+#[tokio::test]
+async fn a_room_fault_does_not_hide_why_an_operator_held_the_lane() {
+    let lane = World::with_lane().await;
+    lane.post("one").await;
+    let worker = Worker::new();
+    let claimed = lane.claim(&worker, 1).await;
+    let mut tx = lane.world.begin().await;
+    assert!(outbox::hold(&mut tx, lane.id, lane.lane_id(), "legal hold").await.unwrap());
+    tx.commit().await.unwrap();
+    lane.settle(&worker, &claimed, &[End::RoomFault]).await;
+    let hold: String = sqlx::query_scalar("select hold from lanes where conversation_id = $1")
+        .bind(lane.id.as_uuid())
+        .fetch_one(&lane.world.pool)
+        .await
+        .unwrap();
+    assert_eq!(hold, "legal hold; and: forbidden");
+}

@@ -104,7 +104,7 @@ impl Room {
             };
             let next = outcome.lets_the_next_go();
             let operation = operation.clone();
-            results.push(OperationResult { operation, outcome, attempt: Some(Attempt::default()), found });
+            results.push(OperationResult { operation, outcome, attempt: Some(Attempt::default()), found, anew: false });
             if !next {
                 break;
             }

@@ -61,6 +61,7 @@ pub(super) enum End {
     Refused,
     RefusedFor(Duration),
     Ambiguous,
+    Suspect,
     RoomFault,
     OwnFault,
     ParentDead,
@@ -110,6 +111,7 @@ impl End {
             Self::Refused => Outcome::Refused { retry_in: Duration::ZERO, blame: Blame::Passing },
             Self::RefusedFor(retry_in) => Outcome::Refused { retry_in, blame: Blame::Passing },
             Self::Ambiguous => Outcome::Ambiguous { retry_in: Duration::ZERO, blame: Blame::Passing },
+            Self::Suspect => Outcome::Refused { retry_in: Duration::ZERO, blame: Blame::Suspect },
             Self::RoomFault => Outcome::RoomFault { reason: "forbidden".to_owned() },
             Self::OwnFault => Outcome::OwnFault { hint: "too large" },
             Self::ParentDead => Outcome::ParentDead,
@@ -125,6 +127,7 @@ pub(super) fn result(operation: &ClaimedOperation, end: End) -> OperationResult 
         outcome: end.of(operation),
         attempt: Some(Attempt::default()),
         found: Vec::new(),
+        anew: false,
     }
 }
 
