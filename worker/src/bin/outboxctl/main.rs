@@ -35,7 +35,7 @@ enum Command {
     Show(show::ShowArgs),
     /// Bring dead letters back to their places
     Requeue(requeue::RequeueArgs),
-    /// Throw dead letters away
+    /// Throw dead letters away, or give up what holds a lane and can never succeed
     Discard(discard::DiscardArgs),
     /// Stop sending: everything, a class, a conversation or a lane
     Pause(pause::PauseArgs),
