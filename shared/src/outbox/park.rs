@@ -214,10 +214,11 @@ pub async fn requeue_all(
             delete from dead_letters where conversation_id = $1 and outbox_id = any($2) returning *
         )
         insert into outbox (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, target_outbox_id,
-            enqueued_at, due_at, expires_at, attempts, failures, maybe_sent_at, sender, device, trace)
+            enqueued_at, due_at, expires_at, attempts, failures, last_failed_at, maybe_sent_at, sender, device, trace)
         select b.conversation_id, b.lane_id, b.seq, b.outbox_id, b.kind, b.subject_id,
             case when b.kind = 'edit' and b.maybe_sent_at is null then m.revision else b.revision end,
-            b.target_outbox_id, b.enqueued_at, $3, b.expires_at, 0, 0, b.maybe_sent_at, b.sender, b.device, b.trace
+            b.target_outbox_id, b.enqueued_at, $3, b.expires_at, 0, 0, b.died_at, b.maybe_sent_at, b.sender, b.device,
+            b.trace
         from back b
         left join messages m on m.conversation_id = b.conversation_id and m.message_id = b.subject_id
         "#,
