@@ -4,8 +4,6 @@ STACK := deploy/local/stack
 
 # Builds need no database: sqlx reads .sqlx, which `make lint` checks and `make sqlx` renews.
 export SQLX_OFFLINE := true
-# What `make drill` is told.
-export DRILL SEED OPERATIONS KILLS
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up down build test bench drill lint deny fmt sqlx clean-local

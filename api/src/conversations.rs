@@ -14,6 +14,7 @@ use shared::{
     idempotency::{self, Entry},
     ids::{ConversationId, RoomId, UserId},
 };
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use crate::{
@@ -22,6 +23,7 @@ use crate::{
     extract::{IdPath, JsonBody, PairPath},
     preferences::{IdempotencyKey, Page},
     problem::{ApiError, FieldProblem},
+    transaction::finish,
 };
 
 /// The most members that a conversation is created with: its room is created and invited to in one request.
@@ -112,27 +114,37 @@ async fn create(
 ) -> Result<(StatusCode, Json<ConversationBody>), ApiError> {
     check(&new)?;
     let mut tx = state.pool.begin().await?;
+    let written = write(&mut tx, &state, caller.user_id, key.as_deref(), &new).await;
+    let (status, conversation) = finish(tx, written).await?;
+    Ok((status, Json(conversation)))
+}
+
+/// Writes a conversation, unless its key was answered before. Returns what to answer.
+async fn write(
+    tx: &mut PgConnection,
+    state: &State,
+    creator: UserId,
+    key: Option<&str>,
+    new: &NewConversation,
+) -> Result<(StatusCode, ConversationBody), ApiError> {
     let mut pending = None;
     if let Some(key) = key {
-        let request = serde_json::to_vec(&new).map_err(|error| ApiError::Internal(error.into()))?;
-        match idempotency::enter(&mut tx, &state.keys, caller.user_id, "POST /conversations", &key, &request).await? {
+        let request = serde_json::to_vec(new).map_err(|error| ApiError::Internal(error.into()))?;
+        match idempotency::enter(tx, &state.keys, creator, "POST /conversations", key, &request).await? {
             Entry::New(entered) => pending = Some(entered),
             Entry::Done { status, resource_id } => {
-                let id = ConversationId::from(resource_id);
-                let known = chat::conversation(&mut tx, id, caller.user_id).await?;
+                let known = chat::conversation(tx, ConversationId::from(resource_id), creator).await?;
                 let status = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
-                return Ok((status, Json(known.into())));
+                return Ok((status, known.into()));
             }
         }
     }
     let id = ConversationId::generate();
-    chat::create_conversation(&mut tx, id, new.name.as_deref(), caller.user_id, &new.members).await?;
+    chat::create_conversation(tx, id, new.name.as_deref(), creator, &new.members).await?;
     if let Some(pending) = pending {
-        pending.record(&mut tx, StatusCode::CREATED.as_u16(), id.as_uuid()).await?;
+        pending.record(tx, StatusCode::CREATED.as_u16(), id.as_uuid()).await?;
     }
-    let created = chat::conversation(&mut tx, id, caller.user_id).await?;
-    tx.commit().await?;
-    Ok((StatusCode::CREATED, Json(created.into())))
+    Ok((StatusCode::CREATED, chat::conversation(tx, id, creator).await?.into()))
 }
 
 async fn list(Extract(state): AppState, caller: Caller, page: Page) -> Result<Json<ConversationPage>, ApiError> {

@@ -24,6 +24,7 @@ mod health;
 mod messages;
 mod preferences;
 mod problem;
+mod transaction;
 
 /// A request that takes longer is told to come back: its connection may hang on a database that will not answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);

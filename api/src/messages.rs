@@ -11,11 +11,12 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use shared::{
-    chat::{self, Edited, NewMessage, PageRequest},
+    chat::{self, Edited, Message, NewMessage, PageRequest},
     idempotency::{self, Entry},
     ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId, UserId},
     outbox::{self, Deletion, Delivery, Explanation, Kind, Operation},
 };
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep};
 
@@ -25,6 +26,7 @@ use crate::{
     extract::{IdPath, JsonBody},
     preferences::{IdempotencyKey, IfMatch, Page, Wait},
     problem::{ApiError, FieldProblem},
+    transaction::finish,
 };
 
 /// The longest text, in bytes as JSON. An edit carries it twice and encryption adds a third, and the event must stay
@@ -190,30 +192,57 @@ async fn create(
 ) -> Result<Response, ApiError> {
     check_text(&new.plaintext)?;
     let mut tx = state.pool.begin().await?;
+    let written = write(&mut tx, &state, caller.user_id, key.as_deref(), &new).await;
+    let message = match finish(tx, written).await? {
+        Written::Before { status, message_id } => {
+            let message = read_waiting(&state, message_id, caller.user_id, wait).await?;
+            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
+            return Ok(rendered(status, message, wait));
+        }
+        Written::Now(message) => message,
+    };
+    if state.matrix_enabled {
+        state.wake.committed();
+    }
+    let message = match wait {
+        // It is committed, so the answer is 201 whatever becomes of the wait.
+        Some(_) => read_waiting(&state, message.message_id, caller.user_id, wait).await.unwrap_or(message),
+        None => message,
+    };
+    Ok(rendered(StatusCode::CREATED, message, wait))
+}
+
+/// A message that a request asked for.
+enum Written {
+    /// It was written.
+    Now(Message),
+    /// An earlier request with the same key was answered so.
+    Before { status: u16, message_id: MessageId },
+}
+
+/// Writes a message and its operation, unless its key was answered before.
+async fn write(
+    tx: &mut PgConnection,
+    state: &State,
+    author_id: UserId,
+    key: Option<&str>,
+    new: &PostMessage,
+) -> Result<Written, ApiError> {
     let mut pending = None;
     if let Some(key) = key {
-        let request = serde_json::to_vec(&new).map_err(|error| ApiError::Internal(error.into()))?;
-        match idempotency::enter(&mut tx, &state.keys, caller.user_id, "POST /messages", &key, &request).await? {
+        let request = serde_json::to_vec(new).map_err(|error| ApiError::Internal(error.into()))?;
+        match idempotency::enter(tx, &state.keys, author_id, "POST /messages", key, &request).await? {
             Entry::New(entered) => pending = Some(entered),
             Entry::Done { status, resource_id } => {
-                tx.rollback().await?;
-                let message = read_waiting(&state, MessageId::from(resource_id), caller.user_id, wait).await?;
-                let status = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
-                return Ok(rendered(status, message, wait));
+                return Ok(Written::Before { status, message_id: MessageId::from(resource_id) });
             }
         }
     }
     let message_id = MessageId::generate();
     let send_outbox_id = state.matrix_enabled.then(OutboxId::generate);
-    let turn = chat::take_turn(&mut tx, new.conversation_id, caller.user_id).await?;
-    let message = NewMessage {
-        message_id,
-        author_id: caller.user_id,
-        text: &new.plaintext,
-        reply_to: new.reply_to,
-        send_outbox_id,
-    };
-    chat::insert_message(&mut tx, &turn, &state.keys, &message).await?;
+    let turn = chat::take_turn(tx, new.conversation_id, author_id).await?;
+    let message = NewMessage { message_id, author_id, text: &new.plaintext, reply_to: new.reply_to, send_outbox_id };
+    chat::insert_message(tx, &turn, &state.keys, &message).await?;
     if let Some(outbox_id) = send_outbox_id {
         let operation = Operation {
             outbox_id,
@@ -225,25 +254,15 @@ async fn create(
             expires_at: None,
             trace: None,
         };
-        let open = outbox::enqueue(&mut tx, &turn, &operation).await?;
+        let open = outbox::enqueue(tx, &turn, &operation).await?;
         if open > state.lane_limit {
             return Err(ApiError::LaneFull { limit: state.lane_limit });
         }
     }
     if let Some(pending) = pending {
-        pending.record(&mut tx, StatusCode::CREATED.as_u16(), message_id.as_uuid()).await?;
+        pending.record(tx, StatusCode::CREATED.as_u16(), message_id.as_uuid()).await?;
     }
-    let written = chat::message(&mut tx, &state.keys, message_id, caller.user_id).await?;
-    tx.commit().await?;
-    if send_outbox_id.is_some() {
-        state.wake.committed();
-    }
-    let message = match wait {
-        // It is committed, so the answer is 201 whatever becomes of the wait.
-        Some(_) => read_waiting(&state, message_id, caller.user_id, wait).await.unwrap_or(written),
-        None => written,
-    };
-    Ok(rendered(StatusCode::CREATED, message, wait))
+    Ok(Written::Now(chat::message(tx, &state.keys, message_id, author_id).await?))
 }
 
 async fn read(
