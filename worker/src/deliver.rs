@@ -18,6 +18,7 @@ use shared::{
     outbox::{Attempt, Blame, ClaimedOperation, Evidence, Kind, MaybeSent, Mode, Outcome},
     seal::KeyRing,
 };
+use time::OffsetDateTime;
 
 use crate::{
     breaker::Breaker,
@@ -315,15 +316,26 @@ impl Deliverer {
 
     /// Looks for the operation's own event in a room.
     async fn look_up(&self, operation: &ClaimedOperation, room_id: &RoomId) -> Result<Option<EventId>, Stop> {
-        metrics::counter!("outbox_lookups_total").increment(1);
-        let (outbox_id, sender, since) = (operation.outbox_id, &operation.sender, operation.maybe_sent_at);
-        lookup::find(&self.homeserver, room_id, outbox_id, sender, since).await.map_err(Stop::Before)
+        self.look(operation.outbox_id, &operation.sender, operation.maybe_sent_at, room_id).await
     }
 
     /// Looks for what may have been sent in a room.
     async fn look_for(&self, outbox_id: OutboxId, sent: &MaybeSent, room_id: &RoomId) -> Result<Option<EventId>, Stop> {
+        self.look(outbox_id, &sent.sender, Some(sent.at), room_id).await
+    }
+
+    async fn look(
+        &self,
+        outbox_id: OutboxId,
+        sender: &str,
+        since: Option<OffsetDateTime>,
+        room_id: &RoomId,
+    ) -> Result<Option<EventId>, Stop> {
         metrics::counter!("outbox_lookups_total").increment(1);
-        lookup::find(&self.homeserver, room_id, outbox_id, &sent.sender, Some(sent.at)).await.map_err(Stop::Before)
+        reach(Point::LookUpBegins);
+        let found = lookup::find(&self.homeserver, room_id, outbox_id, sender, since).await;
+        reach(Point::LookUpEnded);
+        found.map_err(Stop::Before)
     }
 
     /// Redacts the event of another operation. If nobody knows whether that one arrived, its transaction is closed first:
