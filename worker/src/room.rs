@@ -72,7 +72,7 @@ pub(crate) enum RoomError {
     Gone,
 }
 
-/// For which operation a room is needed, and what may be done for it.
+/// For which conversation a room is needed, and what may be done for it.
 pub(crate) struct RoomStep<'a> {
     pub(crate) conversation_id: ConversationId,
     /// Whether another request may be started: it would end before the lease does.
@@ -109,8 +109,8 @@ impl Rooms {
         self.whole.insert(conversation_id, room_id.clone()).await;
     }
 
-    /// The room of a conversation, whole: ours, marked, with its settings, and everyone invited who belonged to the
-    /// conversation at the operation's place.
+    /// The room of a conversation, whole: ours, marked, with its settings, and everyone invited who belongs in it as of
+    /// the changes of membership that were carried out. The one that replaced it, if one did.
     ///
     /// No connection or lock is held while the homeserver is asked.
     pub(crate) async fn ensure(&self, step: &RoomStep<'_>) -> Result<RoomId, RoomError> {
