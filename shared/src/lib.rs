@@ -9,6 +9,7 @@ pub mod chat;
 pub mod config;
 pub mod database;
 pub mod failpoint;
+pub mod html;
 pub mod idempotency;
 pub mod ids;
 pub mod operator;
