@@ -12,13 +12,12 @@ use crate::{
     seal::SealError,
 };
 
-mod content;
+pub(crate) mod content;
 mod members;
 mod messages;
-mod reactions;
+pub(crate) mod reactions;
 mod rooms;
 
-pub(crate) use content::write_revision;
 pub use content::{Content, MAX_MENTIONS, MAX_WEIGHT, Media, Mentions, MessageKind};
 pub use members::{Membership, add_member, enqueue_membership, remove_member};
 pub use messages::{
@@ -26,7 +25,8 @@ pub use messages::{
     message, messages,
 };
 pub use reactions::{
-    MAX_REACTIONS, MAX_REACTIONS_OF_ONE, Reacted, Reactions, Tally, Unreacted, add_reaction, remove_reaction,
+    MAX_REACTIONS, MAX_REACTIONS_OF_ONE, Reacted, Reactions, Tally, Unreacted, add_reaction, open_reaction_key,
+    remove_reaction,
 };
 pub use rooms::{
     RoomPlan, load_room_mapping, lookup_conversation_by_room_id, replace_room, room_plan, save_room_mapping,

@@ -68,6 +68,16 @@ pub(crate) fn place(conversation_id: ConversationId, reaction_id: ReactionId) ->
     Place { conversation_id, message_id: MessageId::from(reaction_id.as_uuid()), revision: 1 }
 }
 
+/// Opens the key of a reaction.
+pub fn open_reaction_key(
+    keys: &KeyRing,
+    conversation_id: ConversationId,
+    reaction_id: ReactionId,
+    sealed: &[u8],
+) -> Result<String, SealError> {
+    keys.open(place(conversation_id, reaction_id), sealed)
+}
+
 /// A reaction that was not removed.
 struct Present {
     reaction_id: ReactionId,
@@ -121,7 +131,7 @@ async fn present(
                 reaction_id: row.reaction_id,
                 reactor_id: row.reactor_id,
                 from_matrix: row.from_matrix,
-                key: keys.open(place(conversation_id, row.reaction_id), &sealed)?,
+                key: open_reaction_key(keys, conversation_id, row.reaction_id, &sealed)?,
                 send_outbox_id: row.send_outbox_id,
             };
             Ok((row.message_id, present))
