@@ -5,6 +5,7 @@ use time::OffsetDateTime;
 
 use super::{ChatError, Turn, is_member};
 use crate::{
+    events::{self, EventKind},
     ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId, UserId},
     outbox::{self, Deletion, Delivery},
     seal::{KeyRing, Place},
@@ -70,8 +71,9 @@ pub async fn insert_message(
         body,
         turn.at,
     )
-    .execute(conn)
+    .execute(&mut *conn)
     .await?;
+    events::record(conn, turn.conversation_id, EventKind::MessageNew, message.message_id.as_uuid()).await?;
     Ok(())
 }
 
@@ -345,6 +347,7 @@ pub async fn edit_message(
     )
     .execute(&mut *conn)
     .await?;
+    events::record(conn, turn.conversation_id, EventKind::MessageEdited, message_id.as_uuid()).await?;
     let to_send = match message.send_outbox_id {
         Some(send) => outbox::edit(conn, turn, message_id, send, place.revision, None).await?,
         None => false,
@@ -382,5 +385,6 @@ pub async fn delete_message(
     )
     .execute(&mut *conn)
     .await?;
+    events::record(conn, turn.conversation_id, EventKind::MessageDeleted, message_id.as_uuid()).await?;
     Ok(Some(outbox::delete(conn, turn, message_id, None).await?))
 }
