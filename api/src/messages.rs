@@ -11,7 +11,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use shared::{
-    chat::{self, Edited, Message, NewMessage, PageRequest},
+    chat::{self, Content, Edited, Message, NewMessage, PageRequest},
     idempotency::{self, Entry},
     ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId, UserId},
     outbox::{self, Deletion, Delivery, Explanation, Kind, Operation},
@@ -116,7 +116,7 @@ impl From<chat::Message> for MessageBody {
             conversation_id: message.conversation_id,
             seq: message.seq,
             author_id: message.author_id,
-            plaintext: message.text,
+            plaintext: message.content.map(|content| content.text),
             revision: message.revision,
             reply_to: message.reply_to,
             created_at: message.created_at,
@@ -199,7 +199,7 @@ async fn create(
             let status = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
             return Ok(rendered(status, message, wait));
         }
-        Written::Now(message) => message,
+        Written::Now(message) => *message,
     };
     if state.matrix_enabled {
         state.wake.committed();
@@ -215,7 +215,7 @@ async fn create(
 /// A message that a request asked for.
 enum Written {
     /// It was written.
-    Now(Message),
+    Now(Box<Message>),
     /// An earlier request with the same key was answered so.
     Before { status: u16, message_id: MessageId },
 }
@@ -241,7 +241,16 @@ async fn write(
     let message_id = MessageId::generate();
     let send_outbox_id = state.matrix_enabled.then(OutboxId::generate);
     let turn = chat::take_turn(tx, new.conversation_id, author_id).await?;
-    let message = NewMessage { message_id, author_id, text: &new.plaintext, reply_to: new.reply_to, send_outbox_id };
+    let content = Content::plain(&new.plaintext);
+    let message = NewMessage {
+        message_id,
+        author_id,
+        kind: chat::MessageKind::Text,
+        content: &content,
+        reply_to: new.reply_to,
+        thread_of: None,
+        send_outbox_id,
+    };
     chat::insert_message(tx, &turn, &state.keys, &message).await?;
     if let Some(outbox_id) = send_outbox_id {
         let operation = Operation {
@@ -262,7 +271,7 @@ async fn write(
     if let Some(pending) = pending {
         pending.record(tx, StatusCode::CREATED.as_u16(), message_id.as_uuid()).await?;
     }
-    Ok(Written::Now(chat::message(tx, &state.keys, message_id, author_id).await?))
+    Ok(Written::Now(Box::new(chat::message(tx, &state.keys, message_id, author_id).await?)))
 }
 
 async fn read(
@@ -303,7 +312,8 @@ async fn edit(
     let mut tx = state.pool.begin().await?;
     let head = chat::find_message(&mut tx, id, caller.user_id).await?;
     let turn = chat::take_turn(&mut tx, head.conversation_id, caller.user_id).await?;
-    let edited = chat::edit_message(&mut tx, &turn, &state.keys, id, caller.user_id, &new.plaintext, expected).await?;
+    let content = Content::plain(&new.plaintext);
+    let edited = chat::edit_message(&mut tx, &turn, &state.keys, id, caller.user_id, &content, expected).await?;
     let written = chat::message(&mut tx, &state.keys, id, caller.user_id).await?;
     match edited {
         Edited::Unchanged => tx.rollback().await?,

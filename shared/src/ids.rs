@@ -51,6 +51,8 @@ uuid_ids! {
     ConversationId;
     /// A message.
     MessageId;
+    /// A reaction to a message.
+    ReactionId;
     /// A user of ours: the subject of a token.
     UserId;
     /// An operation of the outbox: the transaction id of its send and the marker in its content.

@@ -10,6 +10,7 @@ pub mod config;
 pub mod database;
 pub mod events;
 pub mod failpoint;
+pub mod html;
 pub mod idempotency;
 pub mod ids;
 pub mod operator;

@@ -309,6 +309,7 @@ impl Deliverer {
                 let event_id = self.put(sending, room_id, operation.outbox_id, &prepared).await?;
                 Ok(Ended::well(delivered(event_id)))
             }
+            Kind::React => Err(Stop::Ours("not yet".to_owned())),
             Kind::Redact => self.redact(sending, operation, room_id, found).await,
             Kind::Invite | Kind::Remove => Err(Stop::Ours("a state operation is no send".to_owned())),
         }
@@ -534,7 +535,7 @@ fn related_room(operation: &ClaimedOperation) -> Option<&RoomId> {
     let event = match operation.kind {
         Kind::Edit => operation.original.as_ref(),
         Kind::Redact => operation.target.as_ref()?.event.as_ref(),
-        Kind::Message | Kind::Invite | Kind::Remove => None,
+        Kind::Message | Kind::React | Kind::Invite | Kind::Remove => None,
     };
     event.map(|(_, room_id)| room_id)
 }

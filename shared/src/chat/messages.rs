@@ -3,7 +3,12 @@
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-use super::{ChatError, Turn, is_member};
+use super::{
+    ChatError, Content, MessageKind, Turn,
+    content::write_revision,
+    is_member,
+    reactions::{self, Reactions},
+};
 use crate::{
     events::{self, EventKind},
     ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId, UserId},
@@ -18,10 +23,14 @@ pub struct NewMessage<'a> {
     pub message_id: MessageId,
     /// Who writes it.
     pub author_id: UserId,
+    /// What kind of message it is.
+    pub kind: MessageKind,
     /// What it says.
-    pub text: &'a str,
+    pub content: &'a Content,
     /// The message that it answers.
     pub reply_to: Option<MessageId>,
+    /// A message of the thread that it belongs to: the first one, or any other.
+    pub thread_of: Option<MessageId>,
     /// The operation that will send it; none when it is not meant for Matrix.
     pub send_outbox_id: Option<OutboxId>,
 }
@@ -33,48 +42,61 @@ pub async fn insert_message(
     keys: &KeyRing,
     message: &NewMessage<'_>,
 ) -> Result<(), ChatError> {
-    if let Some(reply_to) = message.reply_to {
-        sqlx::query!(
-            "select 1 as found from messages where conversation_id = $1 and message_id = $2",
-            turn.conversation_id.as_uuid(),
-            reply_to.as_uuid(),
-        )
-        .fetch_optional(&mut *conn)
-        .await?
-        .ok_or(ChatError::NoSuchReplyTarget)?;
-    }
-    let place = Place { conversation_id: turn.conversation_id, message_id: message.message_id, revision: 1 };
-    let body = keys.seal(place, message.text)?;
+    let thread_of = place_in_talk(conn, turn, message).await?;
     sqlx::query!(
         r#"
         insert into messages (conversation_id, message_id, seq, author_id, origin, kind, revision, reply_to,
-            send_outbox_id, created_at)
-        values ($1, $2, $3, $4, 'nova', 'text', 1, $5, $6, $7)
+            thread_of, send_outbox_id, created_at)
+        values ($1, $2, $3, $4, 'nova', $5, 1, $6, $7, $8, $9)
         "#,
         turn.conversation_id.as_uuid(),
         message.message_id.as_uuid(),
         turn.seq,
         message.author_id.as_uuid(),
+        message.kind.as_str(),
         message.reply_to.map(MessageId::as_uuid),
+        thread_of.map(MessageId::as_uuid),
         message.send_outbox_id.map(OutboxId::as_uuid),
         turn.at,
     )
     .execute(&mut *conn)
     .await?;
-    sqlx::query!(
-        r#"
-        insert into message_revisions (conversation_id, message_id, revision, body, created_at)
-        values ($1, $2, 1, $3, $4)
-        "#,
-        turn.conversation_id.as_uuid(),
-        message.message_id.as_uuid(),
-        body,
-        turn.at,
-    )
-    .execute(&mut *conn)
-    .await?;
+    write_revision(conn, turn, keys, message.message_id, 1, message.content).await?;
     events::record(conn, turn.conversation_id, EventKind::MessageNew, message.message_id.as_uuid()).await?;
     Ok(())
+}
+
+/// Checks what a message relates to. Returns the first message of its thread: Matrix knows no threads within threads, so
+/// one that is begun at a message of a thread is that thread.
+async fn place_in_talk(
+    conn: &mut PgConnection,
+    turn: &Turn,
+    message: &NewMessage<'_>,
+) -> Result<Option<MessageId>, ChatError> {
+    if message.reply_to.is_none() && message.thread_of.is_none() {
+        return Ok(None);
+    }
+    let found = sqlx::query!(
+        r#"
+        select r.message_id is not null as "answered!", t.message_id is not null as "threaded!",
+            coalesce(t.thread_of, t.message_id) as "thread_of: MessageId"
+        from (select $1::uuid as conversation_id) c
+        left join messages r on r.conversation_id = c.conversation_id and r.message_id = $2
+        left join messages t on t.conversation_id = c.conversation_id and t.message_id = $3
+        "#,
+        turn.conversation_id.as_uuid(),
+        message.reply_to.map(MessageId::as_uuid),
+        message.thread_of.map(MessageId::as_uuid),
+    )
+    .fetch_one(conn)
+    .await?;
+    if message.reply_to.is_some() && !found.answered {
+        return Err(ChatError::NoSuchReplyTarget);
+    }
+    if message.thread_of.is_some() && !found.threaded {
+        return Err(ChatError::NoSuchThread);
+    }
+    Ok(found.thread_of)
 }
 
 /// A message as members see it.
@@ -88,12 +110,18 @@ pub struct Message {
     pub seq: i64,
     /// Who wrote it.
     pub author_id: UserId,
+    /// What kind of message it is.
+    pub kind: MessageKind,
     /// What it says; none once it is deleted.
-    pub text: Option<String>,
+    pub content: Option<Content>,
     /// Its newest revision, from 1.
     pub revision: i32,
     /// The message that it answers.
     pub reply_to: Option<MessageId>,
+    /// The first message of the thread that it belongs to.
+    pub thread_of: Option<MessageId>,
+    /// The reactions to it.
+    pub reactions: Reactions,
     /// When it was written.
     pub created_at: OffsetDateTime,
     /// When it was last edited.
@@ -155,16 +183,20 @@ pub async fn message(
             seq as "seq!", author_id as "author_id!: UserId", revision as "revision!",
             reply_to as "reply_to: MessageId", created_at as "created_at!", edited_at, deleted_at,
             delivery as "delivery: Delivery", matrix_event_id as "event_id: EventId",
-            matrix_room_id as "room_id: RoomId", body
+            matrix_room_id as "room_id: RoomId", body, rich as "rich?", kind as "kind!: MessageKind",
+            thread_of as "thread_of: MessageId"
         from message_details
         where conversation_id = $1 and message_id = $2
         "#,
         head.conversation_id.as_uuid(),
         message_id.as_uuid(),
     )
-    .fetch_one(conn)
+    .fetch_one(&mut *conn)
     .await?;
-    row.open(keys)
+    let mut message = [row.open(keys)?];
+    reactions::attach(conn, keys, head.conversation_id, &mut message).await?;
+    let [message] = message;
+    Ok(message)
 }
 
 /// Which messages of a conversation to list.
@@ -192,7 +224,8 @@ pub async fn messages(
             seq as "seq!", author_id as "author_id!: UserId", revision as "revision!",
             reply_to as "reply_to: MessageId", created_at as "created_at!", edited_at, deleted_at,
             delivery as "delivery: Delivery", matrix_event_id as "event_id: EventId",
-            matrix_room_id as "room_id: RoomId", body
+            matrix_room_id as "room_id: RoomId", body, rich as "rich?", kind as "kind!: MessageKind",
+            thread_of as "thread_of: MessageId"
         from message_details
         where conversation_id = $1 and seq < coalesce($2, 9223372036854775807)
         order by seq desc
@@ -202,9 +235,11 @@ pub async fn messages(
         page.before,
         page.limit,
     )
-    .fetch_all(conn)
+    .fetch_all(&mut *conn)
     .await?;
-    rows.into_iter().map(|row| row.open(keys)).collect()
+    let mut messages = rows.into_iter().map(|row| row.open(keys)).collect::<Result<Vec<_>, _>>()?;
+    reactions::attach(conn, keys, conversation_id, &mut messages).await?;
+    Ok(messages)
 }
 
 struct DetailRow {
@@ -221,20 +256,28 @@ struct DetailRow {
     event_id: Option<EventId>,
     room_id: Option<RoomId>,
     body: Option<Vec<u8>>,
+    rich: Option<bool>,
+    kind: MessageKind,
+    thread_of: Option<MessageId>,
 }
 
 impl DetailRow {
     fn open(self, keys: &KeyRing) -> Result<Message, ChatError> {
         let place =
             Place { conversation_id: self.conversation_id, message_id: self.message_id, revision: self.revision };
+        let rich = self.rich.unwrap_or_default();
+        let content = self.body.map(|body| Content::open(keys, place, &body, rich)).transpose()?;
         Ok(Message {
             message_id: self.message_id,
             conversation_id: self.conversation_id,
             seq: self.seq,
             author_id: self.author_id,
-            text: self.body.map(|body| keys.open(place, &body)).transpose()?,
+            kind: self.kind,
+            content,
             revision: self.revision,
             reply_to: self.reply_to,
+            thread_of: self.thread_of,
+            reactions: Reactions::default(),
             created_at: self.created_at,
             edited_at: self.edited_at,
             deleted_at: self.deleted_at,
@@ -252,6 +295,7 @@ struct Locked {
     deleted: bool,
     send_outbox_id: Option<OutboxId>,
     body: Option<Vec<u8>>,
+    rich: Option<bool>,
 }
 
 async fn locked(
@@ -264,7 +308,7 @@ async fn locked(
         Locked,
         r#"
         select m.author_id as "author_id: UserId", m.revision, m.deleted_at is not null as "deleted!",
-            m.send_outbox_id as "send_outbox_id: OutboxId", r.body as "body?"
+            m.send_outbox_id as "send_outbox_id: OutboxId", r.body as "body?", r.rich as "rich?"
         from messages m
         left join message_revisions r on r.conversation_id = m.conversation_id and r.message_id = m.message_id
             and r.revision = m.revision
@@ -296,45 +340,35 @@ pub enum Edited {
     Changed(bool),
 }
 
-/// Gives a message a new text. `expected` is the revision that the caller thinks it has, if the caller cares.
+/// Gives a message a new text, formatted text and mentions; its medium stays. `expected` is the revision that the caller thinks it has, if the caller cares.
 pub async fn edit_message(
     conn: &mut PgConnection,
     turn: &Turn,
     keys: &KeyRing,
     message_id: MessageId,
     author_id: UserId,
-    text: &str,
+    content: &Content,
     expected: Option<i32>,
 ) -> Result<Edited, ChatError> {
     let message = locked(conn, turn, message_id, author_id).await?;
     if message.deleted {
         return Err(ChatError::Deleted);
     }
-    let mut place = Place { conversation_id: turn.conversation_id, message_id, revision: message.revision };
-    if let Some(body) = &message.body
-        && keys.open(place, body)? == text
-    {
-        return Ok(Edited::Unchanged);
+    let mut content = content.clone();
+    if let Some(body) = &message.body {
+        let place = Place { conversation_id: turn.conversation_id, message_id, revision: message.revision };
+        let before = Content::open(keys, place, body, message.rich.unwrap_or_default())?;
+        content.media.clone_from(&before.media);
+        if before == content {
+            return Ok(Edited::Unchanged);
+        }
     }
     if expected.is_some_and(|expected| expected != message.revision) {
         return Err(ChatError::AnotherRevision(message.revision));
     }
     lock_before_writing(conn, turn, &message).await?;
-    place.revision += 1;
-    let body = keys.seal(place, text)?;
-    sqlx::query!(
-        r#"
-        insert into message_revisions (conversation_id, message_id, revision, body, created_at)
-        values ($1, $2, $3, $4, $5)
-        "#,
-        turn.conversation_id.as_uuid(),
-        message_id.as_uuid(),
-        place.revision,
-        body,
-        turn.at,
-    )
-    .execute(&mut *conn)
-    .await?;
+    let revision = message.revision + 1;
+    write_revision(conn, turn, keys, message_id, revision, &content).await?;
     sqlx::query!(
         r#"
         update messages set revision = $3, edited_at = $4
@@ -342,14 +376,14 @@ pub async fn edit_message(
         "#,
         turn.conversation_id.as_uuid(),
         message_id.as_uuid(),
-        place.revision,
+        revision,
         turn.at,
     )
     .execute(&mut *conn)
     .await?;
     events::record(conn, turn.conversation_id, EventKind::MessageEdited, message_id.as_uuid()).await?;
     let to_send = match message.send_outbox_id {
-        Some(send) => outbox::edit(conn, turn, message_id, send, place.revision, None).await?,
+        Some(send) => outbox::edit(conn, turn, message_id, send, revision, None).await?,
         None => false,
     };
     Ok(Edited::Changed(to_send))
@@ -385,6 +419,6 @@ pub async fn delete_message(
     )
     .execute(&mut *conn)
     .await?;
-    events::record(conn, turn.conversation_id, EventKind::MessageDeleted, message_id.as_uuid()).await?;
+    reactions::wipe(conn, turn, message_id).await?;
     Ok(Some(outbox::delete(conn, turn, message_id, None).await?))
 }

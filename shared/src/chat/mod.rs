@@ -13,14 +13,21 @@ use crate::{
     seal::SealError,
 };
 
+mod content;
 mod members;
 mod messages;
+mod reactions;
 mod rooms;
 
+pub(crate) use content::write_revision;
+pub use content::{Content, MAX_MENTIONS, MAX_WEIGHT, Media, Mentions, MessageKind};
 pub use members::{Membership, add_member, enqueue_membership, remove_member};
 pub use messages::{
     Edited, Message, MessageHead, NewMessage, PageRequest, delete_message, edit_message, find_message, insert_message,
     message, messages,
+};
+pub use reactions::{
+    MAX_REACTIONS, MAX_REACTIONS_OF_ONE, Reacted, Reactions, Tally, Unreacted, add_reaction, remove_reaction,
 };
 pub use rooms::{
     RoomPlan, load_room_mapping, lookup_conversation_by_room_id, replace_room, room_plan, save_room_mapping,
@@ -50,6 +57,15 @@ pub enum ChatError {
     /// The message that is answered is not in the conversation.
     #[error("the message that is answered is not in this conversation")]
     NoSuchReplyTarget,
+    /// The message whose thread is meant is not in the conversation.
+    #[error("the message whose thread is meant is not in this conversation")]
+    NoSuchThread,
+    /// There are as many reactions as are taken.
+    #[error("there are too many reactions to this message")]
+    TooManyReactions,
+    /// The reaction was made on Matrix, by an account of its own: it can only be removed there.
+    #[error("the reaction was made on Matrix: remove it there")]
+    MadeOnMatrix,
     /// Content could not be sealed or opened.
     #[error(transparent)]
     Seal(#[from] SealError),

@@ -79,7 +79,7 @@ pub use park::{
 pub use pause::{
     COUNTED_LANES, GoingOn, HeldBatch, hold, lanes_due, pause, pause_lanes, resume, resume_held, resume_lanes, unpause,
 };
-pub use revise::{Deletion, delete, edit};
+pub use revise::{Deletion, Sending, delete, edit, react, unreact};
 pub use settle::{Settled, Settlement, settle};
 pub use show::{Death, Found, MessageFacts, Place, Shown, Withdrawal, find, message_facts, show};
 pub use view::{AttemptView, Delivery, Explanation, explain};
@@ -125,6 +125,8 @@ pub enum Kind {
     Edit,
     /// Redacts the event of another operation.
     Redact,
+    /// Sends a reaction to a message.
+    React,
     /// Invites a member (state).
     Invite,
     /// Removes a member (state).
@@ -132,7 +134,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 5] = [Self::Message, Self::Edit, Self::Redact, Self::Invite, Self::Remove];
+    const ALL: [Self; 6] = [Self::Message, Self::Edit, Self::Redact, Self::React, Self::Invite, Self::Remove];
 
     /// As in the database, in metrics and for people.
     pub const fn as_str(self) -> &'static str {
@@ -140,6 +142,7 @@ impl Kind {
             Self::Message => "message",
             Self::Edit => "edit",
             Self::Redact => "redact",
+            Self::React => "react",
             Self::Invite => "invite",
             Self::Remove => "remove",
         }
@@ -153,6 +156,12 @@ impl Kind {
     /// True for what carries a message's text.
     pub const fn carries_text(self) -> bool {
         matches!(self, Self::Message | Self::Edit)
+    }
+
+    /// True for what carries somebody's words, be it a message's text or a reaction's key: once those are gone, it must
+    /// not be sent any more.
+    pub const fn carries_words(self) -> bool {
+        self.carries_text() || matches!(self, Self::React)
     }
 
     /// True for what changes membership: it looks, and acts only if the room differs.
