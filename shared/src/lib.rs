@@ -8,6 +8,7 @@ pub mod audit;
 pub mod chat;
 pub mod config;
 pub mod database;
+pub mod events;
 pub mod failpoint;
 pub mod html;
 pub mod idempotency;

@@ -4,6 +4,7 @@ use sqlx::PgConnection;
 
 use super::{ChatError, Turn, is_member};
 use crate::{
+    events::{self, EventKind},
     ids::{LaneId, OutboxId, UserId},
     outbox::{self, Kind, Operation},
 };
@@ -30,6 +31,7 @@ pub async fn add_member(conn: &mut PgConnection, turn: &Turn, user_id: UserId) -
     )
     .execute(&mut *conn)
     .await?;
+    events::record(conn, turn.conversation_id, EventKind::MemberAdded, user_id.as_uuid()).await?;
     Ok(Membership::Changed(enqueue_change(conn, turn, user_id, Kind::Invite).await?))
 }
 
@@ -50,6 +52,7 @@ pub async fn remove_member(conn: &mut PgConnection, turn: &Turn, user_id: UserId
     if removed == 0 {
         return Ok(Membership::Unchanged);
     }
+    events::record(conn, turn.conversation_id, EventKind::MemberRemoved, user_id.as_uuid()).await?;
     Ok(Membership::Changed(enqueue_change(conn, turn, user_id, Kind::Remove).await?))
 }
 

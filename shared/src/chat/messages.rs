@@ -10,6 +10,7 @@ use super::{
     reactions::{self, Reactions},
 };
 use crate::{
+    events::{self, EventKind},
     ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId, UserId},
     outbox::{self, Deletion, Delivery},
     seal::{KeyRing, Place},
@@ -60,7 +61,9 @@ pub async fn insert_message(
     )
     .execute(&mut *conn)
     .await?;
-    write_revision(conn, turn, keys, message.message_id, 1, message.content).await
+    write_revision(conn, turn, keys, message.message_id, 1, message.content).await?;
+    events::record(conn, turn.conversation_id, EventKind::MessageNew, message.message_id.as_uuid()).await?;
+    Ok(())
 }
 
 /// Checks what a message relates to. Returns the first message of its thread: Matrix knows no threads within threads, so
@@ -378,6 +381,7 @@ pub async fn edit_message(
     )
     .execute(&mut *conn)
     .await?;
+    events::record(conn, turn.conversation_id, EventKind::MessageEdited, message_id.as_uuid()).await?;
     let to_send = match message.send_outbox_id {
         Some(send) => outbox::edit(conn, turn, message_id, send, revision, None).await?,
         None => false,

@@ -7,6 +7,7 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use crate::{
+    events::{self, EventKind},
     ids::{ConversationId, LaneId, RoomId, UserId},
     outbox::LaneClass,
     seal::SealError,
@@ -99,6 +100,10 @@ impl Turn {
 }
 
 /// Locks a conversation and takes its next sequence number. None when there is no such conversation.
+///
+/// Who comes next is decided by the advisory lock, before the row is touched: to wait for a row's lock with an UPDATE, a
+/// transaction takes its id first, and the event log is read in the order of these ids. A transaction that has written
+/// something before, or that needs several conversations, calls [`line_up`] before all else.
 pub async fn lock_conversation(
     conn: &mut PgConnection,
     conversation_id: ConversationId,
@@ -106,7 +111,7 @@ pub async fn lock_conversation(
     let row = sqlx::query!(
         r#"
         update conversations set last_seq = last_seq + 1
-        where conversation_id = $1
+        where conversation_id = (select $1::uuid from pg_advisory_xact_lock(uuid_hash_extended($1, 0)))
         returning last_seq, outbox_now() as "at!"
         "#,
         conversation_id.as_uuid(),
@@ -114,6 +119,23 @@ pub async fn lock_conversation(
     .fetch_optional(conn)
     .await?;
     Ok(row.map(|row| Turn { conversation_id, seq: row.last_seq, at: row.at }))
+}
+
+/// Waits for the turn in several conversations, to be called before a transaction writes anything: it has no id yet, so
+/// it comes after all that it waited for in the event log too. [`lock_conversation`] then does not wait.
+pub async fn line_up(conn: &mut PgConnection, conversations: &[ConversationId]) -> Result<(), sqlx::Error> {
+    let conversations: Vec<_> = conversations.iter().map(|id| id.as_uuid()).collect();
+    // In the order of the keys, or two that need the same two would wait for each other.
+    sqlx::query!(
+        r#"
+        select count(pg_advisory_xact_lock(key)) as locked
+        from (select distinct uuid_hash_extended(c, 0) as key from unnest($1::uuid[]) c order by 1) keys
+        "#,
+        &conversations,
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(())
 }
 
 /// Locks a conversation for a member's write.
@@ -209,9 +231,9 @@ pub async fn create_conversation(
         LaneId::from(conversation_id).as_uuid(),
         LaneClass::Chat.as_str(),
     )
-    .execute(conn)
+    .execute(&mut *conn)
     .await?;
-    Ok(())
+    events::record(conn, conversation_id, EventKind::ConversationNew, conversation_id.as_uuid()).await
 }
 
 /// Reads a conversation for one of its members.

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::{ChatError, Turn};
 use crate::{
+    events::{self, EventKind},
     ids::{ConversationId, LaneId, MessageId, OutboxId, ReactionId, UserId},
     outbox::{self, Sending},
     seal::{KeyRing, Place, SealError},
@@ -211,8 +212,9 @@ pub async fn add_reaction(
         sending.outbox_id().map(OutboxId::as_uuid),
         turn.at,
     )
-    .execute(conn)
+    .execute(&mut *conn)
     .await?;
+    events::record(conn, conversation_id, EventKind::ReactionAdded, reaction_id.as_uuid()).await?;
     Ok(Reacted::Added { reaction_id, open: sending.open() })
 }
 
@@ -245,6 +247,8 @@ pub async fn remove_reaction(
     )
     .execute(&mut *conn)
     .await?;
+    let removed_id = reaction.reaction_id.as_uuid();
+    events::record(conn, turn.conversation_id, EventKind::ReactionRemoved, removed_id).await?;
     let removed = |to_send| Unreacted::Removed { reaction_id: reaction.reaction_id, to_send };
     let Some(outbox_id) = reaction.send_outbox_id else { return Ok(removed(false)) };
     let redacting = outbox::unreact(conn, turn, message_id, outbox_id).await?;

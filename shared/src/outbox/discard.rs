@@ -124,6 +124,9 @@ async fn discard_dead(conn: &mut PgConnection, turn: &Turn, ids: &[Uuid]) -> Res
             select conversation_id, lane_id, outbox_id, kind, subject_id, revision, maybe_sent_at, sender, device,
                 'discarded', $3
             from gone where maybe_sent_at is not null
+        ), told as (
+            insert into events (conversation_id, kind, subject_id)
+            select conversation_id, 'message_delivery', subject_id from gone where kind = 'message'
         )
         select outbox_id as "outbox_id: OutboxId" from gone order by seq
         "#,
@@ -224,6 +227,9 @@ async fn withdraw_live(conn: &mut PgConnection, turn: &Turn, outbox_id: OutboxId
             from gone
             where perhaps_sent_at is not null and kind in ('message', 'edit', 'react')
             on conflict do nothing
+        ), told as (
+            insert into events (conversation_id, kind, subject_id)
+            select conversation_id, 'message_delivery', subject_id from gone where kind = 'message'
         )
         select count(*) as "gone!" from gone
         "#,

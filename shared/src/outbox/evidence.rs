@@ -62,8 +62,13 @@ pub(super) async fn record(
     if first && evidence.kind == Kind::Message {
         sqlx::query!(
             r#"
-            update messages set matrix_event_id = $4
-            where conversation_id = $1 and message_id = $2 and send_outbox_id = $3 and matrix_event_id is null
+            with told as (
+                update messages set matrix_event_id = $4
+                where conversation_id = $1 and message_id = $2 and send_outbox_id = $3 and matrix_event_id is null
+                returning conversation_id, message_id
+            )
+            insert into events (conversation_id, kind, subject_id)
+            select conversation_id, 'message_delivery', message_id from told
             "#,
             conversation_id.as_uuid(),
             evidence.subject_id,

@@ -30,12 +30,18 @@ pub async fn expire(pool: &PgPool, limit: i64) -> Result<u64, sqlx::Error> {
         // Handed meanwhile: the sender knows its deadline too.
         let gone = sqlx::query!(
             r#"
-            delete from outbox o
-            using lanes l
-            where o.conversation_id = $1 and o.outbox_id = $2
-                and l.conversation_id = o.conversation_id and l.lane_id = o.lane_id
-                and o.seq > l.frozen_through and o.maybe_sent_at is null
-            returning outbox_now() as "now!"
+            with gone as (
+                delete from outbox o
+                using lanes l
+                where o.conversation_id = $1 and o.outbox_id = $2
+                    and l.conversation_id = o.conversation_id and l.lane_id = o.lane_id
+                    and o.seq > l.frozen_through and o.maybe_sent_at is null
+                returning o.conversation_id, o.kind, o.subject_id
+            ), told as (
+                insert into events (conversation_id, kind, subject_id)
+                select conversation_id, 'message_delivery', subject_id from gone where kind = 'message'
+            )
+            select outbox_now() as "now!" from gone
             "#,
             row.conversation_id.as_uuid(),
             row.outbox_id.as_uuid(),

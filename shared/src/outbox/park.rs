@@ -212,6 +212,9 @@ pub async fn requeue_all(
         r#"
         with back as (
             delete from dead_letters where conversation_id = $1 and outbox_id = any($2) returning *
+        ), told as (
+            insert into events (conversation_id, kind, subject_id)
+            select conversation_id, 'message_delivery', subject_id from back where kind = 'message'
         )
         insert into outbox (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, target_outbox_id,
             enqueued_at, due_at, expires_at, attempts, failures, last_failed_at, maybe_sent_at, sender, device, trace)

@@ -64,14 +64,19 @@ impl SentColumns {
         reach(Point::SettleProved);
         sqlx::query!(
             r#"
-            update messages m
-            set matrix_event_id = s.event_id
-            from unnest($1::uuid[], $2::uuid[], $3::uuid[]) as c (conversation_id, outbox_id, subject_id)
-            join sent_events s on s.conversation_id = c.conversation_id and s.outbox_id = c.outbox_id
-            where m.conversation_id = c.conversation_id
-                and m.message_id = c.subject_id
-                and m.send_outbox_id = c.outbox_id
-                and m.matrix_event_id is null
+            with told as (
+                update messages m
+                set matrix_event_id = s.event_id
+                from unnest($1::uuid[], $2::uuid[], $3::uuid[]) as c (conversation_id, outbox_id, subject_id)
+                join sent_events s on s.conversation_id = c.conversation_id and s.outbox_id = c.outbox_id
+                where m.conversation_id = c.conversation_id
+                    and m.message_id = c.subject_id
+                    and m.send_outbox_id = c.outbox_id
+                    and m.matrix_event_id is null
+                returning m.conversation_id, m.message_id
+            )
+            insert into events (conversation_id, kind, subject_id)
+            select conversation_id, 'message_delivery', message_id from told
             "#,
             &self.conversations,
             &self.ids,

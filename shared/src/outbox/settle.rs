@@ -395,6 +395,9 @@ async fn bury(
                     select $3
                 ))
             returning *
+        ), told as (
+            insert into events (conversation_id, kind, subject_id)
+            select conversation_id, 'message_delivery', subject_id from gone where kind = 'message'
         )
         insert into dead_letters (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision,
             target_outbox_id, enqueued_at, expires_at, attempts, maybe_sent_at, sender, device, trace, cause, errcode,
@@ -451,6 +454,9 @@ async fn withdraw(
             from gone
             where maybe_sent_at is not null and kind in ('message', 'edit', 'react')
             on conflict do nothing
+        ), told as (
+            insert into events (conversation_id, kind, subject_id)
+            select conversation_id, 'message_delivery', subject_id from gone where kind = 'message'
         )
         select count(*) as "gone!" from gone
         "#,
