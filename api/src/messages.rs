@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     AppState, State,
     auth::Caller,
+    conversations::ContactBody,
     extract::{IdPath, JsonBody},
     preferences::{IdempotencyKey, IfMatch, Page, Wait},
     problem::{ApiError, FieldProblem},
@@ -76,6 +77,8 @@ struct MessageBody {
     conversation_id: ConversationId,
     seq: i64,
     author_id: UserId,
+    /// Who that is, when it is no user of ours.
+    external: Option<ContactBody>,
     plaintext: Option<String>,
     revision: i32,
     reply_to: Option<MessageId>,
@@ -116,6 +119,7 @@ impl From<chat::Message> for MessageBody {
             conversation_id: message.conversation_id,
             seq: message.seq,
             author_id: message.author_id,
+            external: message.contact.map(ContactBody::from),
             plaintext: message.content.map(|content| content.text),
             revision: message.revision,
             reply_to: message.reply_to,

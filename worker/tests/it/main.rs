@@ -9,6 +9,7 @@ mod drill;
 mod failpoints;
 mod fairness;
 mod hour;
+mod inbound;
 mod members;
 mod operators;
 mod order;
