@@ -18,12 +18,14 @@ use tokio_util::sync::CancellationToken;
 use tower_http::{catch_panic::CatchPanicLayer, timeout::TimeoutLayer};
 
 mod auth;
+mod content;
 mod conversations;
 mod extract;
 mod health;
 mod messages;
 mod preferences;
 mod problem;
+mod reactions;
 mod transaction;
 
 /// A request that takes longer is told to come back: its connection may hang on a database that will not answer.
@@ -87,6 +89,7 @@ impl App {
         Router::new()
             .merge(conversations::routes())
             .merge(messages::routes())
+            .merge(reactions::routes())
             .merge(health::routes())
             .fallback(problem::no_such_route)
             .method_not_allowed_fallback(problem::method_not_allowed)

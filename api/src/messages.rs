@@ -9,9 +9,9 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use shared::{
-    chat::{self, Content, Edited, Message, NewMessage, PageRequest},
+    chat::{self, Content, Edited, Media, Message, MessageKind, NewMessage, PageRequest},
     idempotency::{self, Entry},
     ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId, UserId},
     outbox::{self, Deletion, Delivery, Explanation, Kind, Operation},
@@ -23,16 +23,13 @@ use tokio::time::{Instant, sleep};
 use crate::{
     AppState, State,
     auth::Caller,
+    content::Words,
     conversations::ContactBody,
     extract::{IdPath, JsonBody},
     preferences::{IdempotencyKey, IfMatch, Page, Wait},
-    problem::{ApiError, FieldProblem},
+    problem::ApiError,
     transaction::finish,
 };
-
-/// The longest text, in bytes as JSON. An edit carries it twice and encryption adds a third, and the event must stay
-/// below the 65,536 bytes that Matrix allows.
-const MAX_TEXT_BYTES: usize = 20 * 1024;
 
 pub(crate) fn routes() -> Router<Arc<State>> {
     Router::new()
@@ -46,20 +43,23 @@ pub(crate) fn routes() -> Router<Arc<State>> {
 const LOOK_FIRST_AFTER: Duration = Duration::from_millis(25);
 const LOOK_AT_LEAST_EVERY: Duration = Duration::from_millis(250);
 
+/// How many of those who reacted with one key are named.
+const NAMED_REACTORS: usize = 20;
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PatchMessage {
     plaintext: String,
+    #[serde(default)]
+    formatted: Option<String>,
+    #[serde(default)]
+    mentions: Vec<UserId>,
+    #[serde(default)]
+    mentions_room: bool,
 }
 
-/// What a message is.
-#[derive(Debug, Default, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum MessageKind {
-    #[default]
-    Text,
-}
-
+/// Fields that a client left out are left out of the fingerprint of its key too: a request that was made before there were
+/// such fields is still the same.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct PostMessage {
@@ -69,6 +69,39 @@ struct PostMessage {
     kind: MessageKind,
     #[serde(default)]
     reply_to: Option<MessageId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    thread_of: Option<MessageId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    formatted: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    mentions: Vec<UserId>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    mentions_room: bool,
+    #[serde(default, skip_serializing)]
+    media: Option<IgnoredAny>,
+    #[serde(default, skip_serializing)]
+    media_id: Option<IgnoredAny>,
+}
+
+impl PostMessage {
+    /// What it says; refused if it could not be sent as it is.
+    fn content(&self) -> Result<Content, ApiError> {
+        for (field, media) in [("media", &self.media), ("media_id", &self.media_id)] {
+            if media.is_some() {
+                return Err(ApiError::invalid(field, "media cannot be sent yet, only received"));
+            }
+        }
+        if self.kind.has_media() {
+            return Err(ApiError::invalid("kind", "must be text, notice or emote: media cannot be sent yet"));
+        }
+        let words = Words {
+            plaintext: &self.plaintext,
+            formatted: self.formatted.as_deref(),
+            mentions: &self.mentions,
+            mentions_room: self.mentions_room,
+        };
+        words.content()
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -79,9 +112,16 @@ struct MessageBody {
     author_id: UserId,
     /// Who that is, when it is no user of ours.
     external: Option<ContactBody>,
+    kind: MessageKind,
     plaintext: Option<String>,
+    formatted: Option<String>,
+    mentions: Vec<UserId>,
+    mentions_room: bool,
+    media: Option<Media>,
     revision: i32,
     reply_to: Option<MessageId>,
+    thread_of: Option<MessageId>,
+    reactions: Vec<ReactionBody>,
     #[serde(with = "time::serde::rfc3339")]
     created_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339::option")]
@@ -89,6 +129,15 @@ struct MessageBody {
     #[serde(with = "time::serde::rfc3339::option")]
     deleted_at: Option<OffsetDateTime>,
     matrix: MatrixBody,
+}
+
+/// Who reacted with one key.
+#[derive(Debug, Serialize)]
+struct ReactionBody {
+    key: String,
+    count: usize,
+    user_ids: Vec<UserId>,
+    mine: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -112,17 +161,32 @@ struct MatrixBody {
     room_id: Option<RoomId>,
 }
 
-impl From<chat::Message> for MessageBody {
-    fn from(message: chat::Message) -> Self {
+impl MessageBody {
+    /// A message as one of the members reads it.
+    fn read_by(reader: UserId, message: Message) -> Self {
+        let content = message.content.unwrap_or_default();
+        let reactions = message.reactions.into_iter().map(|tally| ReactionBody {
+            key: tally.key,
+            count: tally.reactors.len(),
+            mine: tally.reactors.contains(&reader),
+            user_ids: tally.reactors.into_iter().take(NAMED_REACTORS).collect(),
+        });
         Self {
             id: message.message_id,
             conversation_id: message.conversation_id,
             seq: message.seq,
             author_id: message.author_id,
             external: message.contact.map(ContactBody::from),
-            plaintext: message.content.map(|content| content.text),
+            kind: message.kind,
+            plaintext: message.deleted_at.is_none().then_some(content.text),
+            formatted: content.formatted,
+            mentions: content.mentions.users,
+            mentions_room: content.mentions.room,
+            media: content.media,
             revision: message.revision,
             reply_to: message.reply_to,
+            thread_of: message.thread_of,
+            reactions: reactions.collect(),
             created_at: message.created_at,
             edited_at: message.edited_at,
             deleted_at: message.deleted_at,
@@ -131,26 +195,10 @@ impl From<chat::Message> for MessageBody {
     }
 }
 
-/// Refuses a text that could not be sent as it is.
-fn check_text(text: &str) -> Result<(), ApiError> {
-    if text.is_empty() {
-        return Err(ApiError::invalid("plaintext", "must not be empty"));
-    }
-    if text.contains('\0') {
-        return Err(ApiError::invalid("plaintext", "must not contain the character NUL"));
-    }
-    let bytes = serde_json::to_string(text).map_err(|error| ApiError::Internal(error.into()))?.len();
-    if bytes > MAX_TEXT_BYTES {
-        let reason = format!("must be at most {MAX_TEXT_BYTES} bytes as JSON, but is {bytes}");
-        return Err(ApiError::TooLarge(FieldProblem { field: "plaintext".into(), reason }));
-    }
-    Ok(())
-}
-
 /// A message as an answer: with its revision as its entity tag.
-fn rendered(status: StatusCode, message: chat::Message, waited: Option<Duration>) -> Response {
+pub(crate) fn rendered(status: StatusCode, message: Message, reader: UserId, waited: Option<Duration>) -> Response {
     let tag = HeaderValue::from_str(&format!("\"{}\"", message.revision));
-    let mut response = (status, Json(MessageBody::from(message))).into_response();
+    let mut response = (status, Json(MessageBody::read_by(reader, message))).into_response();
     if let Ok(tag) = tag {
         response.headers_mut().insert(header::ETAG, tag);
     }
@@ -168,7 +216,7 @@ async fn read_waiting(
     message_id: MessageId,
     reader: UserId,
     wait: Option<Duration>,
-) -> Result<chat::Message, ApiError> {
+) -> Result<Message, ApiError> {
     let until = wait.map(|wait| Instant::now() + wait);
     // Beyond so many, a request is answered at once: waiting must not use up the database.
     let waiting = state.waiting.try_acquire().ok();
@@ -194,14 +242,14 @@ async fn create(
     Wait(wait): Wait,
     JsonBody(new): JsonBody<PostMessage>,
 ) -> Result<Response, ApiError> {
-    check_text(&new.plaintext)?;
+    let content = new.content()?;
     let mut tx = state.pool.begin().await?;
-    let written = write(&mut tx, &state, caller.user_id, key.as_deref(), &new).await;
+    let written = write(&mut tx, &state, caller.user_id, key.as_deref(), &new, &content).await;
     let message = match finish(tx, written).await? {
         Written::Before { status, message_id } => {
             let message = read_waiting(&state, message_id, caller.user_id, wait).await?;
             let status = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
-            return Ok(rendered(status, message, wait));
+            return Ok(rendered(status, message, caller.user_id, wait));
         }
         Written::Now(message) => *message,
     };
@@ -213,7 +261,7 @@ async fn create(
         Some(_) => read_waiting(&state, message.message_id, caller.user_id, wait).await.unwrap_or(message),
         None => message,
     };
-    Ok(rendered(StatusCode::CREATED, message, wait))
+    Ok(rendered(StatusCode::CREATED, message, caller.user_id, wait))
 }
 
 /// A message that a request asked for.
@@ -231,6 +279,7 @@ async fn write(
     author_id: UserId,
     key: Option<&str>,
     new: &PostMessage,
+    content: &Content,
 ) -> Result<Written, ApiError> {
     let mut pending = None;
     if let Some(key) = key {
@@ -245,14 +294,13 @@ async fn write(
     let message_id = MessageId::generate();
     let send_outbox_id = state.matrix_enabled.then(OutboxId::generate);
     let turn = chat::take_turn(tx, new.conversation_id, author_id).await?;
-    let content = Content::plain(&new.plaintext);
     let message = NewMessage {
         message_id,
         author_id,
-        kind: chat::MessageKind::Text,
-        content: &content,
+        kind: new.kind,
+        content,
         reply_to: new.reply_to,
-        thread_of: None,
+        thread_of: new.thread_of,
         send_outbox_id,
     };
     chat::insert_message(tx, &turn, &state.keys, &message).await?;
@@ -284,7 +332,8 @@ async fn read(
     Wait(wait): Wait,
     IdPath(id): IdPath<MessageId>,
 ) -> Result<Response, ApiError> {
-    Ok(rendered(StatusCode::OK, read_waiting(&state, id, caller.user_id, wait).await?, wait))
+    let message = read_waiting(&state, id, caller.user_id, wait).await?;
+    Ok(rendered(StatusCode::OK, message, caller.user_id, wait))
 }
 
 async fn list(
@@ -302,7 +351,8 @@ async fn list(
     let more = messages.len() > limit;
     messages.truncate(limit);
     let next_cursor = messages.last().filter(|_| more).map(|message| message.seq.to_string());
-    Ok(Json(MessagePage { messages: messages.into_iter().map(MessageBody::from).collect(), next_cursor }))
+    let messages = messages.into_iter().map(|message| MessageBody::read_by(caller.user_id, message)).collect();
+    Ok(Json(MessagePage { messages, next_cursor }))
 }
 
 async fn edit(
@@ -312,11 +362,16 @@ async fn edit(
     IdPath(id): IdPath<MessageId>,
     JsonBody(new): JsonBody<PatchMessage>,
 ) -> Result<Response, ApiError> {
-    check_text(&new.plaintext)?;
+    let words = Words {
+        plaintext: &new.plaintext,
+        formatted: new.formatted.as_deref(),
+        mentions: &new.mentions,
+        mentions_room: new.mentions_room,
+    };
+    let content = words.content()?;
     let mut tx = state.pool.begin().await?;
     let head = chat::find_message(&mut tx, id, caller.user_id).await?;
     let turn = chat::take_turn(&mut tx, head.conversation_id, caller.user_id).await?;
-    let content = Content::plain(&new.plaintext);
     let edited = chat::edit_message(&mut tx, &turn, &state.keys, id, caller.user_id, &content, expected).await?;
     let written = chat::message(&mut tx, &state.keys, id, caller.user_id).await?;
     match edited {
@@ -328,7 +383,7 @@ async fn edit(
             }
         }
     }
-    Ok(rendered(StatusCode::OK, written, None))
+    Ok(rendered(StatusCode::OK, written, caller.user_id, None))
 }
 
 async fn delete(
@@ -349,7 +404,7 @@ async fn delete(
     if deletion == Some(Deletion::Redacting) {
         state.wake.committed();
     }
-    Ok(Json(DeletedBody { message: message.into(), deletion }))
+    Ok(Json(DeletedBody { message: MessageBody::read_by(caller.user_id, message), deletion }))
 }
 
 #[derive(Debug, Serialize)]

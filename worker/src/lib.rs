@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 mod backend;
 mod breaker;
+mod compose;
 mod coordinator;
 mod deliver;
 pub mod doctor;

@@ -15,10 +15,10 @@ use crate::{
     seal::SealError,
 };
 
-mod content;
+pub(crate) mod content;
 mod members;
 mod messages;
-mod reactions;
+pub(crate) mod reactions;
 mod rooms;
 
 pub(crate) use content::write_revision;
@@ -32,7 +32,8 @@ pub use messages::{
 };
 pub(crate) use reactions::reaction_of_operation;
 pub use reactions::{
-    MAX_REACTIONS, MAX_REACTIONS_OF_ONE, Reacted, Reactions, Tally, Unreacted, add_reaction, remove_reaction,
+    MAX_REACTIONS, MAX_REACTIONS_OF_ONE, Reacted, Reactions, Tally, Unreacted, add_reaction, open_reaction_key,
+    remove_reaction,
 };
 pub use rooms::{
     RoomPlan, load_room_mapping, lookup_conversation_by_room_id, replace_room, room_plan, save_room_mapping,

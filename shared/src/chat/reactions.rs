@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::{ChatError, Turn};
 use crate::{
+    events::{self, EventKind},
     ids::{ConversationId, LaneId, MessageId, OutboxId, ReactionId, UserId},
     outbox::{self, Sending},
     seal::{KeyRing, Place, SealError},
@@ -68,6 +69,16 @@ pub(crate) fn place(conversation_id: ConversationId, reaction_id: ReactionId) ->
     Place { conversation_id, message_id: MessageId::from(reaction_id.as_uuid()), revision: 1 }
 }
 
+/// Opens the key of a reaction.
+pub fn open_reaction_key(
+    keys: &KeyRing,
+    conversation_id: ConversationId,
+    reaction_id: ReactionId,
+    sealed: &[u8],
+) -> Result<String, SealError> {
+    keys.open(place(conversation_id, reaction_id), sealed)
+}
+
 /// A reaction that was not removed.
 struct Present {
     reaction_id: ReactionId,
@@ -121,7 +132,7 @@ async fn present(
                 reaction_id: row.reaction_id,
                 reactor_id: row.reactor_id,
                 from_matrix: row.from_matrix,
-                key: keys.open(place(conversation_id, row.reaction_id), &sealed)?,
+                key: open_reaction_key(keys, conversation_id, row.reaction_id, &sealed)?,
                 send_outbox_id: row.send_outbox_id,
             };
             Ok((row.message_id, present))
@@ -201,8 +212,9 @@ pub async fn add_reaction(
         sending.outbox_id().map(OutboxId::as_uuid),
         turn.at,
     )
-    .execute(conn)
+    .execute(&mut *conn)
     .await?;
+    events::record(conn, conversation_id, EventKind::ReactionAdded, reaction_id.as_uuid()).await?;
     Ok(Reacted::Added { reaction_id, open: sending.open() })
 }
 
@@ -235,6 +247,8 @@ pub async fn remove_reaction(
     )
     .execute(&mut *conn)
     .await?;
+    let removed_id = reaction.reaction_id.as_uuid();
+    events::record(conn, turn.conversation_id, EventKind::ReactionRemoved, removed_id).await?;
     let removed = |to_send| Unreacted::Removed { reaction_id: reaction.reaction_id, to_send };
     let Some(outbox_id) = reaction.send_outbox_id else { return Ok(removed(false)) };
     let redacting = outbox::unreact(conn, turn, message_id, outbox_id).await?;

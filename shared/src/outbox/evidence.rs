@@ -75,6 +75,20 @@ pub(super) async fn record(
             evidence.outbox_id.as_uuid(),
             evidence.event_id.as_str(),
         )
+        .execute(&mut *conn)
+        .await?;
+    }
+    if first && evidence.kind == Kind::React {
+        sqlx::query!(
+            r#"
+            update message_reactions set matrix_event_id = $3, matrix_room_id = $4
+            where conversation_id = $1 and send_outbox_id = $2 and matrix_event_id is null
+            "#,
+            conversation_id.as_uuid(),
+            evidence.outbox_id.as_uuid(),
+            evidence.event_id.as_str(),
+            evidence.room_id.as_str(),
+        )
         .execute(conn)
         .await?;
     }
@@ -138,6 +152,10 @@ pub(crate) async fn evidence_in_turn(
         turn.advance(conn).await?;
         follow_up(conn, turn, lane_id, evidence).await?;
     }
+    if evidence.kind == Kind::React {
+        turn.advance(conn).await?;
+        redact_if_removed(conn, turn, lane_id, evidence).await?;
+    }
     Ok(true)
 }
 
@@ -197,6 +215,57 @@ async fn follow_up(
         subject_id: evidence.subject_id,
         revision,
         target_outbox_id,
+        expires_at: None,
+        trace: None,
+    };
+    enqueue(conn, turn, &operation).await?;
+    Ok(())
+}
+
+/// Enqueues the redaction of a reaction that was removed and turned out to stand in its room. Where its message was
+/// deleted it is shown no more.
+async fn redact_if_removed(
+    conn: &mut PgConnection,
+    turn: &Turn,
+    lane_id: LaneId,
+    evidence: &Evidence,
+) -> Result<(), sqlx::Error> {
+    let lacking = sqlx::query_scalar!(
+        r#"
+        select r.removed_at is not null and m.deleted_at is null
+            and not exists (
+                select 1 from outbox o
+                where o.conversation_id = $1 and o.subject_id = r.message_id and o.kind = 'redact'
+                    and o.target_outbox_id = $2
+            ) and not exists (
+                select 1 from sent_events s
+                where s.conversation_id = $1 and s.subject_id = r.message_id and s.kind = 'redact'
+                    and s.target_outbox_id = $2
+            ) as "lacking!"
+        from message_reactions r
+        join messages m on m.conversation_id = r.conversation_id and m.message_id = r.message_id
+        where r.conversation_id = $1 and r.send_outbox_id = $2
+        "#,
+        turn.conversation_id.as_uuid(),
+        evidence.outbox_id.as_uuid(),
+    )
+    .fetch_optional(&mut *conn)
+    .await?;
+    if lacking != Some(true) {
+        return Ok(());
+    }
+    tracing::info!(
+        conversation.id = %turn.conversation_id,
+        message.id = %MessageId::from(evidence.subject_id),
+        "late evidence of a reaction that was removed: its redaction is enqueued"
+    );
+    let operation = Operation {
+        outbox_id: OutboxId::generate(),
+        lane_id,
+        kind: Kind::Redact,
+        subject_id: evidence.subject_id,
+        revision: None,
+        target_outbox_id: Some(evidence.outbox_id),
         expires_at: None,
         trace: None,
     };

@@ -52,6 +52,9 @@ mod list;
 mod outcome;
 mod park;
 mod pause;
+mod proofs;
+mod related;
+mod renew;
 mod revise;
 mod settle;
 mod show;
@@ -60,7 +63,7 @@ mod wake;
 mod words;
 
 pub use claim::{
-    Claim, ClaimRequest, Claimed, ClaimedOperation, LaneClaim, MaybeSent, Mode, Target, claim, oldest_due, renew,
+    Claim, ClaimRequest, Claimed, ClaimedOperation, LaneClaim, MaybeSent, Mode, Target, claim, oldest_due,
 };
 pub use discard::{Discard, Discarded, discard, discard_all};
 pub use enqueue::{Operation, enqueue};
@@ -80,6 +83,8 @@ pub use park::{
 pub use pause::{
     COUNTED_LANES, GoingOn, HeldBatch, hold, lanes_due, pause, pause_lanes, resume, resume_held, resume_lanes, unpause,
 };
+pub use related::{Previous, ReactionToSend, Related};
+pub use renew::renew;
 pub use revise::{Deletion, Sending, delete, edit, react, unreact};
 pub use settle::{Settled, Settlement, settle};
 pub use show::{Death, Found, MessageFacts, Place, Shown, Withdrawal, find, message_facts, show};
