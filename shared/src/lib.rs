@@ -13,6 +13,7 @@ pub mod failpoint;
 pub mod html;
 pub mod idempotency;
 pub mod ids;
+pub mod inbound;
 pub mod operator;
 pub mod outbox;
 pub mod seal;

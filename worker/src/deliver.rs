@@ -37,7 +37,7 @@ use crate::{
 pub(crate) struct Deliverer {
     pub(crate) keys: KeyRing,
     pub(crate) homeserver: Homeserver,
-    pub(crate) rooms: Rooms,
+    pub(crate) rooms: Arc<Rooms>,
     pub(crate) pace: Arc<Pace>,
     pub(crate) breaker: Arc<Breaker>,
     /// The longest that one request may take.

@@ -106,7 +106,7 @@ impl Mentions {
 }
 
 /// A medium by reference: where it lies, and what its sender says of it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Media {
     /// Where: `mxc://server/id`.
     pub url: String,

@@ -4,7 +4,7 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use super::{
-    ChatError, Content, MessageKind, Turn,
+    ChatError, Contact, Content, MessageKind, Turn,
     content::write_revision,
     is_member,
     reactions::{self, Reactions},
@@ -110,6 +110,8 @@ pub struct Message {
     pub seq: i64,
     /// Who wrote it.
     pub author_id: UserId,
+    /// Who that is, when it is no user of ours.
+    pub contact: Option<Contact>,
     /// What kind of message it is.
     pub kind: MessageKind,
     /// What it says; none once it is deleted.
@@ -184,7 +186,7 @@ pub async fn message(
             reply_to as "reply_to: MessageId", created_at as "created_at!", edited_at, deleted_at,
             delivery as "delivery: Delivery", matrix_event_id as "event_id: EventId",
             matrix_room_id as "room_id: RoomId", body, rich as "rich?", kind as "kind!: MessageKind",
-            thread_of as "thread_of: MessageId"
+            thread_of as "thread_of: MessageId", contact_matrix_user_id, contact_display_name
         from message_details
         where conversation_id = $1 and message_id = $2
         "#,
@@ -225,7 +227,7 @@ pub async fn messages(
             reply_to as "reply_to: MessageId", created_at as "created_at!", edited_at, deleted_at,
             delivery as "delivery: Delivery", matrix_event_id as "event_id: EventId",
             matrix_room_id as "room_id: RoomId", body, rich as "rich?", kind as "kind!: MessageKind",
-            thread_of as "thread_of: MessageId"
+            thread_of as "thread_of: MessageId", contact_matrix_user_id, contact_display_name
         from message_details
         where conversation_id = $1 and seq < coalesce($2, 9223372036854775807)
         order by seq desc
@@ -259,6 +261,8 @@ struct DetailRow {
     rich: Option<bool>,
     kind: MessageKind,
     thread_of: Option<MessageId>,
+    contact_matrix_user_id: Option<String>,
+    contact_display_name: Option<String>,
 }
 
 impl DetailRow {
@@ -272,6 +276,11 @@ impl DetailRow {
             conversation_id: self.conversation_id,
             seq: self.seq,
             author_id: self.author_id,
+            contact: self.contact_matrix_user_id.map(|matrix_user_id| Contact {
+                contact_id: self.author_id,
+                matrix_user_id,
+                display_name: self.contact_display_name,
+            }),
             kind: self.kind,
             content,
             revision: self.revision,
@@ -294,6 +303,7 @@ struct Locked {
     revision: i32,
     deleted: bool,
     send_outbox_id: Option<OutboxId>,
+    from_matrix: bool,
     body: Option<Vec<u8>>,
     rich: Option<bool>,
 }
@@ -308,7 +318,8 @@ async fn locked(
         Locked,
         r#"
         select m.author_id as "author_id: UserId", m.revision, m.deleted_at is not null as "deleted!",
-            m.send_outbox_id as "send_outbox_id: OutboxId", r.body as "body?", r.rich as "rich?"
+            m.send_outbox_id as "send_outbox_id: OutboxId", m.origin = 'matrix' as "from_matrix!", r.body as "body?",
+            r.rich as "rich?"
         from messages m
         left join message_revisions r on r.conversation_id = m.conversation_id and r.message_id = m.message_id
             and r.revision = m.revision
@@ -340,7 +351,8 @@ pub enum Edited {
     Changed(bool),
 }
 
-/// Gives a message a new text, formatted text and mentions; its medium stays. `expected` is the revision that the caller thinks it has, if the caller cares.
+/// Gives a message a new text, formatted text and mentions; its medium stays. `expected` is the revision that the caller
+/// thinks it has, if the caller cares.
 pub async fn edit_message(
     conn: &mut PgConnection,
     turn: &Turn,
@@ -353,6 +365,9 @@ pub async fn edit_message(
     let message = locked(conn, turn, message_id, author_id).await?;
     if message.deleted {
         return Err(ChatError::Deleted);
+    }
+    if message.from_matrix {
+        return Err(ChatError::MadeOnMatrix);
     }
     let mut content = content.clone();
     if let Some(body) = &message.body {
@@ -400,7 +415,49 @@ pub async fn delete_message(
     if message.deleted {
         return Ok(None);
     }
-    lock_before_writing(conn, turn, &message).await?;
+    if message.from_matrix {
+        return Err(ChatError::MadeOnMatrix);
+    }
+    Ok(Some(erase(conn, turn, message_id, None).await?))
+}
+
+/// A message is deleted because its event was redacted on Matrix: `redacted` is the operation that had sent it, if one had.
+/// False when it was deleted before.
+pub(crate) async fn delete_redacted(
+    conn: &mut PgConnection,
+    turn: &mut Turn,
+    message_id: MessageId,
+    redacted: Option<OutboxId>,
+) -> Result<bool, sqlx::Error> {
+    let deleted = sqlx::query_scalar!(
+        r#"
+        select deleted_at is not null as "deleted!" from messages
+        where conversation_id = $1 and message_id = $2
+        "#,
+        turn.conversation_id.as_uuid(),
+        message_id.as_uuid(),
+    )
+    .fetch_optional(&mut *conn)
+    .await?;
+    if deleted.unwrap_or(true) {
+        return Ok(false);
+    }
+    // Its redaction has no place of its own, what follows has.
+    turn.advance(conn).await?;
+    erase(conn, turn, message_id, redacted).await?;
+    Ok(true)
+}
+
+/// Wipes what a message says, everywhere, and takes back or redacts what may stand of it on Matrix.
+///
+/// The lane comes before the message's row: a settle locks in this order, and writes the event's id onto the message.
+async fn erase(
+    conn: &mut PgConnection,
+    turn: &mut Turn,
+    message_id: MessageId,
+    redacted: Option<OutboxId>,
+) -> Result<Deletion, sqlx::Error> {
+    outbox::lock_lane(conn, turn.conversation_id, LaneId::from(turn.conversation_id)).await?;
     sqlx::query!(
         "delete from message_revisions where conversation_id = $1 and message_id = $2",
         turn.conversation_id.as_uuid(),
@@ -420,5 +477,6 @@ pub async fn delete_message(
     .execute(&mut *conn)
     .await?;
     reactions::wipe(conn, turn, message_id).await?;
-    Ok(Some(outbox::delete(conn, turn, message_id, None).await?))
+    events::record(conn, turn.conversation_id, EventKind::MessageDeleted, message_id.as_uuid()).await?;
+    outbox::delete(conn, turn, message_id, redacted, None).await
 }

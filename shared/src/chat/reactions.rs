@@ -290,3 +290,21 @@ pub(crate) async fn wipe(conn: &mut PgConnection, turn: &Turn, message_id: Messa
     .await?;
     Ok(())
 }
+
+/// The reaction that an operation sent.
+pub(crate) async fn reaction_of_operation(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    outbox_id: OutboxId,
+) -> Result<Option<ReactionId>, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"
+        select reaction_id as "reaction_id: ReactionId" from message_reactions
+        where conversation_id = $1 and send_outbox_id = $2
+        "#,
+        conversation_id.as_uuid(),
+        outbox_id.as_uuid(),
+    )
+    .fetch_optional(conn)
+    .await
+}

@@ -95,7 +95,7 @@ pub(super) async fn record(
     Ok(first)
 }
 
-/// Takes evidence from whoever brings it outside of a settle: an echo, or a worker whose lease is gone.
+/// Takes evidence from whoever brings it outside of a settle: a worker whose lease is gone.
 ///
 /// In a transaction of its own. The operation may be live (also while another worker leases the lane), dead, or given up.
 pub async fn late_evidence(
@@ -104,7 +104,18 @@ pub async fn late_evidence(
     lane_id: LaneId,
     evidence: &Evidence,
 ) -> Result<bool, sqlx::Error> {
-    let Some(turn) = chat::lock_conversation(conn, conversation_id).await? else { return Ok(false) };
+    let Some(mut turn) = chat::lock_conversation(conn, conversation_id).await? else { return Ok(false) };
+    evidence_in_turn(conn, &mut turn, lane_id, evidence).await
+}
+
+/// The same for who has the conversation's turn already: an echo. What it enqueues takes a place of its own.
+pub(crate) async fn evidence_in_turn(
+    conn: &mut PgConnection,
+    turn: &mut Turn,
+    lane_id: LaneId,
+    evidence: &Evidence,
+) -> Result<bool, sqlx::Error> {
+    let conversation_id = turn.conversation_id;
     lock_lane(conn, conversation_id, lane_id).await?;
     if !record(conn, conversation_id, evidence).await? {
         return Ok(false);
@@ -138,10 +149,12 @@ pub async fn late_evidence(
     .execute(&mut *conn)
     .await?;
     if evidence.kind.carries_text() {
-        follow_up(conn, &turn, lane_id, evidence).await?;
+        turn.advance(conn).await?;
+        follow_up(conn, turn, lane_id, evidence).await?;
     }
     if evidence.kind == Kind::React {
-        redact_if_removed(conn, &turn, lane_id, evidence).await?;
+        turn.advance(conn).await?;
+        redact_if_removed(conn, turn, lane_id, evidence).await?;
     }
     Ok(true)
 }
@@ -273,7 +286,18 @@ pub async fn membership_echo(
     user_id: UserId,
     present: bool,
 ) -> Result<bool, sqlx::Error> {
-    let Some(turn) = chat::lock_conversation(conn, conversation_id).await? else { return Ok(false) };
+    let Some(mut turn) = chat::lock_conversation(conn, conversation_id).await? else { return Ok(false) };
+    membership_echo_in_turn(conn, &mut turn, user_id, present).await
+}
+
+/// The same for who has the conversation's turn already.
+pub(crate) async fn membership_echo_in_turn(
+    conn: &mut PgConnection,
+    turn: &mut Turn,
+    user_id: UserId,
+    present: bool,
+) -> Result<bool, sqlx::Error> {
+    let conversation_id = turn.conversation_id;
     lock_lane(conn, conversation_id, LaneId::from(conversation_id)).await?;
     let wanted = chat::is_member(conn, conversation_id, user_id).await?;
     if wanted == present {
@@ -296,6 +320,7 @@ pub async fn membership_echo(
         return Ok(false);
     }
     let kind = if wanted { Kind::Invite } else { Kind::Remove };
-    chat::enqueue_membership(conn, &turn, user_id, kind).await?;
+    turn.advance(conn).await?;
+    chat::enqueue_membership(conn, turn, user_id, kind).await?;
     Ok(true)
 }

@@ -187,11 +187,13 @@ pub async fn edit(
     }
 }
 
-/// What a delete of a message changes: called when its texts are wiped, under the conversation's lock.
+/// What a delete of a message changes: called when its texts are wiped, under the conversation's lock. `redacted` is the
+/// operation whose event somebody else has redacted already.
 pub async fn delete(
     conn: &mut PgConnection,
     turn: &mut Turn,
     message_id: MessageId,
+    redacted: Option<OutboxId>,
     trace: Option<&str>,
 ) -> Result<Deletion, sqlx::Error> {
     let lane_id = LaneId::from(turn.conversation_id);
@@ -206,7 +208,7 @@ pub async fn delete(
         }
         // What has reacted to the message keeps its event: it is shown with the message or not at all.
         let gone = matches!(operation.state, State::Waiting | State::Dead { maybe_sent: false });
-        if gone || !operation.kind.carries_text() {
+        if gone || !operation.kind.carries_text() || redacted == Some(operation.outbox_id) {
             continue;
         }
         if deletion == Deletion::Redacting {

@@ -10,6 +10,7 @@ mod drill;
 mod failpoints;
 mod fairness;
 mod hour;
+mod inbound;
 mod members;
 mod operators;
 mod order;
