@@ -25,6 +25,7 @@ enum Step {
     Post,
     Edit,
     Delete,
+    React,
     Members,
     Claim,
     Settle,
@@ -36,10 +37,11 @@ enum Step {
     Expire,
 }
 
-const CHANCES: [(usize, Step); 12] = [
+const CHANCES: [(usize, Step); 13] = [
     (24, Step::Post),
     (12, Step::Edit),
     (6, Step::Delete),
+    (12, Step::React),
     (4, Step::Members),
     (20, Step::Claim),
     (20, Step::Settle),
@@ -99,6 +101,20 @@ impl Storm {
             Step::Delete => {
                 let Some(posted) = self.pick(n, chance) else { return Ok(()) };
                 if let Err(error) = lane.delete_in(&mut tx, &posted).await {
+                    return database(error).map_or(Ok(()), Err);
+                }
+            }
+            Step::React => {
+                let Some(posted) = self.pick(n, chance) else { return Ok(()) };
+                let mut turn = lane.turn(&mut tx).await.unwrap();
+                let (keys, guest) = (&self.world.keys, self.guests[chance.below(self.guests.len())]);
+                let message_id = posted.message_id;
+                let changed = if chance.percent(60) {
+                    chat::add_reaction(&mut tx, &turn, keys, message_id, guest, "+1", true).await.map(drop)
+                } else {
+                    chat::remove_reaction(&mut tx, &mut turn, keys, message_id, guest, "+1").await.map(drop)
+                };
+                if let Err(error) = changed {
                     return database(error).map_or(Ok(()), Err);
                 }
             }
