@@ -14,6 +14,7 @@ mod members;
 mod operators;
 mod order;
 mod outage;
+mod people;
 mod revisions;
 mod rooms;
 mod scene;
