@@ -175,7 +175,12 @@ async fn what_people_do_on_synapse_while_everything_restarts_is_in_the_database_
     let synapse = tokio::task::spawn_blocking(|| PrivateSynapse::start(RateLimits::Lifted)).await.unwrap();
     let home = Home::at(synapse.address.clone()).await;
     let scene = Scene::new(&home).await;
-    let listening = [("MATRIX_SYNC_ENABLED", "true"), ("MATRIX_SYNC_LIMIT", "20"), ("OUTBOX_HTTP_TIMEOUT", "5s")];
+    let listening = [
+        ("MATRIX_SYNC_ENABLED", "true"),
+        ("MATRIX_SYNC_LIMIT", "20"),
+        ("OUTBOX_LEASE", "10s"),
+        ("OUTBOX_HTTP_TIMEOUT", "5s"),
+    ];
     let mut worker = scene.worker_with(&listening).await;
 
     // Two of ours and a stranger, in all rooms.
