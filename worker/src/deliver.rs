@@ -303,12 +303,12 @@ impl Deliverer {
         }
         match operation.kind {
             Kind::Message => {
-                let prepared = self.composer(sending).message(operation, room_id)?;
+                let prepared = self.composer(sending, operation).await?.message(operation, room_id)?;
                 let event_id = self.put(sending, room_id, operation.outbox_id, &prepared).await?;
                 Ok(Ended::well(delivered(event_id)))
             }
             Kind::Edit | Kind::React => {
-                let composer = self.composer(sending);
+                let composer = self.composer(sending, operation).await?;
                 let Some(original) = composer.original(operation) else { return Ok(Ended::well(Outcome::ParentDead)) };
                 let prepared = match operation.kind {
                     Kind::Edit => composer.edit(operation, original)?,
@@ -481,13 +481,20 @@ impl Deliverer {
         }
     }
 
-    fn composer<'a>(&'a self, sending: &'a Sending) -> Composer<'a> {
-        Composer {
+    async fn composer<'a>(&'a self, sending: &'a Sending, operation: &ClaimedOperation) -> Result<Composer<'a>, Stop> {
+        let conversation_id = sending.conversation_id;
+        let mut composer = Composer {
             keys: &self.keys,
             server: self.homeserver.service_user().server(),
-            conversation_id: sending.conversation_id,
+            conversation_id,
             events: &sending.events,
+            contacts: HashMap::new(),
+        };
+        let mentioned = composer.mentioned(operation)?;
+        if !mentioned.is_empty() {
+            composer.contacts = self.rooms.contacts(conversation_id, &mentioned).await?;
         }
+        Ok(composer)
     }
 
     async fn put(

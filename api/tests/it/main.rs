@@ -5,5 +5,6 @@ mod atomicity;
 mod bad_input;
 mod compatibility;
 mod conversations;
+mod conversing;
 mod idempotency;
 mod pages;

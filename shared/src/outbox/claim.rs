@@ -401,7 +401,7 @@ async fn due_operations(
             m.thread_of as "thread_of?: MessageId", r.body as "body?", r.rich as "rich?",
             coalesce(original.event_id, case when m.origin = 'matrix' then m.matrix_event_id end)
                 as "original_event_id: EventId",
-            coalesce(original.room_id, case when m.origin = 'matrix' then room.matrix_room_id end)
+            coalesce(original.room_id, case when m.origin = 'matrix' then m.matrix_room_id end)
                 as "original_room_id: RoomId",
             target.event_id as "target_event_id?: EventId", target.room_id as "target_room_id?: RoomId",
             w.sender as "target_sender?", w.device as "target_device?", w.maybe_sent_at as "target_maybe_sent_at?",

@@ -4,6 +4,7 @@
 mod blame;
 mod canary;
 mod configuration;
+mod conversations;
 mod delivery;
 mod drill;
 mod failpoints;
