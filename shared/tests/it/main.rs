@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 mod conformance;
 mod faults;
+mod inbound;
 mod ledger;
 mod model;
 mod outbox;

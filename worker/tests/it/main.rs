@@ -15,6 +15,7 @@ mod members;
 mod operators;
 mod order;
 mod outage;
+mod people;
 mod revisions;
 mod rooms;
 mod scene;
