@@ -106,15 +106,7 @@ impl Storm {
             }
             Step::React => {
                 let Some(posted) = self.pick(n, chance) else { return Ok(()) };
-                let mut turn = lane.turn(&mut tx).await.unwrap();
-                let (keys, guest) = (&self.world.keys, self.guests[chance.below(self.guests.len())]);
-                let message_id = posted.message_id;
-                let changed = if chance.percent(60) {
-                    chat::add_reaction(&mut tx, &turn, keys, message_id, guest, "+1", true).await.map(drop)
-                } else {
-                    chat::remove_reaction(&mut tx, &mut turn, keys, message_id, guest, "+1").await.map(drop)
-                };
-                if let Err(error) = changed {
+                if let Err(error) = self.react(&mut tx, lane, &posted, chance).await {
                     return database(error).map_or(Ok(()), Err);
                 }
             }
@@ -180,6 +172,24 @@ impl Storm {
             }
         }
         tx.commit().await
+    }
+
+    /// One of the guests reacts to a message, or takes their reaction back.
+    async fn react(
+        &self,
+        conn: &mut PgConnection,
+        lane: &Lane,
+        posted: &Posted,
+        chance: &mut Chance,
+    ) -> Result<(), ChatError> {
+        let mut turn = lane.turn(conn).await?;
+        let (keys, guest) = (&self.world.keys, self.guests[chance.below(self.guests.len())]);
+        if chance.percent(60) {
+            chat::add_reaction(conn, &turn, keys, posted.message_id, guest, "+1", true).await?;
+        } else {
+            chat::remove_reaction(conn, &mut turn, keys, posted.message_id, guest, "+1").await?;
+        }
+        Ok(())
     }
 
     /// A worker settles what it sent, or leaves its evidence when it comes too late.
