@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use shared::{database, idempotency, outbox};
+use shared::{database, idempotency, inbound, outbox};
 use sqlx::PgPool;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -13,6 +13,9 @@ const EXPIRE_EVERY: Duration = Duration::from_secs(1);
 
 /// How often the rest is done: once in so many of the above.
 const TIDY_EVERY: u32 = 3600;
+
+/// How long an event of Matrix waits for its target, and one that makes no sense for somebody who looks at it.
+const PARKED_FOR_DAYS: i32 = 30;
 
 /// How many rows are touched in one go, so that nothing else waits.
 const BATCH: i64 = 500;
@@ -40,5 +43,7 @@ pub(crate) async fn run(pool: PgPool) {
 async fn tidy(pool: &PgPool) -> Result<(), sqlx::Error> {
     database::add_attempt_partitions(pool).await?;
     while idempotency::forget(pool, BATCH).await? == u64::try_from(BATCH).unwrap_or(0) {}
+    let mut conn = pool.acquire().await?;
+    while inbound::forget_parked(&mut conn, PARKED_FOR_DAYS, BATCH).await? == u64::try_from(BATCH).unwrap_or(0) {}
     Ok(())
 }
