@@ -61,7 +61,7 @@ enum MessageKind {
 
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct PostMessage {
+pub(crate) struct PostMessage {
     conversation_id: ConversationId,
     plaintext: String,
     #[serde(default)]
@@ -71,7 +71,7 @@ struct PostMessage {
 }
 
 #[derive(Debug, Serialize)]
-struct MessageBody {
+pub(crate) struct MessageBody {
     id: MessageId,
     conversation_id: ConversationId,
     seq: i64,
@@ -103,7 +103,7 @@ struct DeletedBody {
 }
 
 #[derive(Debug, Serialize)]
-struct MatrixBody {
+pub(crate) struct MatrixBody {
     delivery: Option<Delivery>,
     event_id: Option<EventId>,
     room_id: Option<RoomId>,
@@ -124,6 +124,13 @@ impl From<chat::Message> for MessageBody {
             deleted_at: message.deleted_at,
             matrix: MatrixBody { delivery: message.delivery, event_id: message.event_id, room_id: message.room_id },
         }
+    }
+}
+
+impl MessageBody {
+    /// How far it has come on its way to Matrix.
+    pub(crate) fn into_matrix(self) -> MatrixBody {
+        self.matrix
     }
 }
 
@@ -190,26 +197,49 @@ async fn create(
     Wait(wait): Wait,
     JsonBody(new): JsonBody<PostMessage>,
 ) -> Result<Response, ApiError> {
+    let (status, message) = match post_message(&state, caller.user_id, key.as_deref(), &new).await? {
+        Written::Before { status, message_id } => {
+            (status, read_waiting(&state, message_id, caller.user_id, wait).await?)
+        }
+        // It is committed, so the answer is 201 whatever becomes of the wait.
+        Written::Now(message) if wait.is_some() => {
+            let message = read_waiting(&state, message.message_id, caller.user_id, wait).await.unwrap_or(message);
+            (StatusCode::CREATED, message)
+        }
+        Written::Now(message) => (StatusCode::CREATED, message),
+    };
+    Ok(rendered(status, message, wait))
+}
+
+/// Posts a message and answers as a POST does: for those who do not come by HTTP.
+pub(crate) async fn post_and_read(
+    state: &State,
+    author_id: UserId,
+    key: Option<&str>,
+    new: &PostMessage,
+) -> Result<(StatusCode, MessageBody), ApiError> {
+    let (status, message) = match post_message(state, author_id, key, new).await? {
+        Written::Before { status, message_id } => (status, read_waiting(state, message_id, author_id, None).await?),
+        Written::Now(message) => (StatusCode::CREATED, message),
+    };
+    Ok((status, message.into()))
+}
+
+/// Posts a message, unless its key was answered before: the one way by which messages are written.
+async fn post_message(
+    state: &State,
+    author_id: UserId,
+    key: Option<&str>,
+    new: &PostMessage,
+) -> Result<Written, ApiError> {
     check_text(&new.plaintext)?;
     let mut tx = state.pool.begin().await?;
-    let written = write(&mut tx, &state, caller.user_id, key.as_deref(), &new).await;
-    let message = match finish(tx, written).await? {
-        Written::Before { status, message_id } => {
-            let message = read_waiting(&state, message_id, caller.user_id, wait).await?;
-            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
-            return Ok(rendered(status, message, wait));
-        }
-        Written::Now(message) => message,
-    };
-    if state.matrix_enabled {
-        state.wake.committed();
+    let written = write(&mut tx, state, author_id, key, new).await;
+    let written = finish(tx, written).await?;
+    if let Written::Now(_) = written {
+        state.committed(state.matrix_enabled);
     }
-    let message = match wait {
-        // It is committed, so the answer is 201 whatever becomes of the wait.
-        Some(_) => read_waiting(&state, message.message_id, caller.user_id, wait).await.unwrap_or(message),
-        None => message,
-    };
-    Ok(rendered(StatusCode::CREATED, message, wait))
+    Ok(written)
 }
 
 /// A message that a request asked for.
@@ -217,7 +247,7 @@ enum Written {
     /// It was written.
     Now(Message),
     /// An earlier request with the same key was answered so.
-    Before { status: u16, message_id: MessageId },
+    Before { status: StatusCode, message_id: MessageId },
 }
 
 /// Writes a message and its operation, unless its key was answered before.
@@ -234,6 +264,7 @@ async fn write(
         match idempotency::enter(tx, &state.keys, author_id, "POST /messages", key, &request).await? {
             Entry::New(entered) => pending = Some(entered),
             Entry::Done { status, resource_id } => {
+                let status = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
                 return Ok(Written::Before { status, message_id: MessageId::from(resource_id) });
             }
         }
@@ -309,9 +340,7 @@ async fn edit(
         Edited::Unchanged => tx.rollback().await?,
         Edited::Changed(to_send) => {
             tx.commit().await?;
-            if to_send {
-                state.wake.committed();
-            }
+            state.committed(to_send);
         }
     }
     Ok(rendered(StatusCode::OK, written, None))
@@ -327,13 +356,11 @@ async fn delete(
     let mut turn = chat::take_turn(&mut tx, head.conversation_id, caller.user_id).await?;
     let deletion = chat::delete_message(&mut tx, &mut turn, id, caller.user_id).await?;
     let message = chat::message(&mut tx, &state.keys, id, caller.user_id).await?;
-    if deletion.is_some() {
+    if let Some(deletion) = deletion {
         tx.commit().await?;
+        state.committed(deletion == Deletion::Redacting);
     } else {
         tx.rollback().await?;
-    }
-    if deletion == Some(Deletion::Redacting) {
-        state.wake.committed();
     }
     Ok(Json(DeletedBody { message: message.into(), deletion }))
 }

@@ -53,6 +53,14 @@ pub(crate) enum ApiError {
     LaneFull {
         limit: i32,
     },
+    /// The user has as many connections as one may have.
+    TooManyConnections {
+        limit: usize,
+    },
+    /// This process has as many connections as it takes.
+    Full,
+    /// Not the handshake of a WebSocket.
+    NotAWebSocket(String),
     /// The database is away.
     Unavailable(sqlx::Error),
     /// A fault of ours.
@@ -106,7 +114,7 @@ impl From<SealError> for ApiError {
 
 /// The body of every error.
 #[derive(Debug, Serialize)]
-struct Problem {
+pub(crate) struct Problem {
     r#type: String,
     title: &'static str,
     status: u16,
@@ -145,6 +153,9 @@ impl IntoResponse for Problem {
         if status == StatusCode::SERVICE_UNAVAILABLE || status == StatusCode::TOO_MANY_REQUESTS {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
         }
+        if status == StatusCode::UPGRADE_REQUIRED {
+            response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        }
         if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
@@ -154,6 +165,13 @@ impl IntoResponse for Problem {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
+        self.into_problem().into_response()
+    }
+}
+
+impl ApiError {
+    /// The one table from errors to what clients see. A fault of ours is logged here.
+    pub(crate) fn into_problem(self) -> Problem {
         match self {
             Self::Unauthorized(why) => Problem::new(
                 StatusCode::UNAUTHORIZED,
@@ -227,13 +245,27 @@ impl IntoResponse for ApiError {
                 "Too much is waiting",
                 format!("{limit} operations of this conversation are waiting for Matrix; try again later"),
             ),
+            Self::TooManyConnections { limit } => Problem::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too_many_connections",
+                "Too many connections",
+                format!("you have {limit} connections here already; close one first"),
+            ),
+            Self::Full => Problem::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "at_capacity",
+                "At capacity",
+                "this process takes no more connections; try again, it may lead to another",
+            ),
+            Self::NotAWebSocket(why) => {
+                Problem::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", "Not a WebSocket", why)
+            }
             Self::Unavailable(error) => {
                 tracing::warn!(%error, "database unavailable");
                 unavailable()
             }
             Self::Internal(error) => internal(&*error),
         }
-        .into_response()
     }
 }
 

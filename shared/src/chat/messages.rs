@@ -2,6 +2,7 @@
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use super::{ChatError, Turn, is_member};
 use crate::{
@@ -165,6 +166,34 @@ pub async fn message(
     .fetch_one(conn)
     .await?;
     row.open(keys)
+}
+
+/// Reads messages wherever they are, in no order, for whoever has made sure of the reader's right to them. Those that are
+/// not there are left out; one whose text cannot be opened is an error beside the others.
+pub async fn messages_of(
+    conn: &mut PgConnection,
+    keys: &KeyRing,
+    ids: &[(ConversationId, MessageId)],
+) -> Result<Vec<Result<Message, ChatError>>, sqlx::Error> {
+    let conversations: Vec<Uuid> = ids.iter().map(|(conversation_id, _)| conversation_id.as_uuid()).collect();
+    let messages: Vec<Uuid> = ids.iter().map(|(_, message_id)| message_id.as_uuid()).collect();
+    let rows = sqlx::query_as!(
+        DetailRow,
+        r#"
+        select d.conversation_id as "conversation_id!: ConversationId", d.message_id as "message_id!: MessageId",
+            d.seq as "seq!", d.author_id as "author_id!: UserId", d.revision as "revision!",
+            d.reply_to as "reply_to: MessageId", d.created_at as "created_at!", d.edited_at, d.deleted_at,
+            d.delivery as "delivery: Delivery", d.matrix_event_id as "event_id: EventId",
+            d.matrix_room_id as "room_id: RoomId", d.body
+        from unnest($1::uuid[], $2::uuid[]) as w (conversation_id, message_id)
+        join message_details d on d.conversation_id = w.conversation_id and d.message_id = w.message_id
+        "#,
+        &conversations,
+        &messages,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| row.open(keys)).collect())
 }
 
 /// Which messages of a conversation to list.

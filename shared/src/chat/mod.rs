@@ -20,7 +20,7 @@ mod rooms;
 pub use members::{Membership, add_member, enqueue_membership, remove_member};
 pub use messages::{
     Edited, Message, MessageHead, NewMessage, PageRequest, delete_message, edit_message, find_message, insert_message,
-    message, messages,
+    message, messages, messages_of,
 };
 pub use rooms::{
     RoomPlan, load_room_mapping, lookup_conversation_by_room_id, replace_room, room_plan, save_room_mapping,
@@ -251,6 +251,15 @@ pub async fn conversations(
     .fetch_all(&mut *conn)
     .await?;
     read_conversations(conn, &ids).await
+}
+
+/// Reads conversations, newest first, for whoever has made sure of the reader's right to them. Those that are not there are
+/// left out.
+pub async fn conversations_of(
+    conn: &mut PgConnection,
+    ids: &[ConversationId],
+) -> Result<Vec<Conversation>, sqlx::Error> {
+    read_conversations(conn, ids).await
 }
 
 async fn read_conversations(conn: &mut PgConnection, ids: &[ConversationId]) -> Result<Vec<Conversation>, sqlx::Error> {
