@@ -7,3 +7,4 @@ mod compatibility;
 mod conversations;
 mod idempotency;
 mod pages;
+mod ws;

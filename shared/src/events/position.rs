@@ -4,8 +4,8 @@ use std::{fmt, str::FromStr};
 
 /// A place in the event log: everything at or before it was read.
 ///
-/// Clients get it as an opaque text, their cursor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Clients get it as an opaque text, their cursor. The first of all is the beginning.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
     pub(super) xid: u64,
     pub(super) event_id: i64,

@@ -138,13 +138,16 @@ impl Socket {
 
     /// The next frame but heartbeats.
     pub async fn frame(&mut self) -> Value {
-        loop {
-            match self.hear().await {
-                Heard::Frame(frame) if frame["type"] == "heartbeat" => {}
-                Heard::Frame(frame) => return frame,
-                end => panic!("the connection ended: {end:?}"),
+        let frame = tokio::time::timeout(PATIENCE, async {
+            loop {
+                match self.hear().await {
+                    Heard::Frame(frame) if frame["type"] == "heartbeat" => {}
+                    Heard::Frame(frame) => return frame,
+                    end => panic!("the connection ended: {end:?}"),
+                }
             }
-        }
+        });
+        frame.await.expect("an event comes")
     }
 
     /// The next frame of a type; others go by.
