@@ -55,7 +55,23 @@ pub(crate) struct ConversationBody {
     #[serde(with = "time::serde::rfc3339")]
     created_at: OffsetDateTime,
     members: Vec<UserId>,
+    /// Who else is in its Matrix room.
+    external: Vec<ContactBody>,
     matrix: MatrixBody,
+}
+
+/// Somebody on Matrix who is no user of ours.
+#[derive(Debug, Serialize)]
+pub(crate) struct ContactBody {
+    id: UserId,
+    matrix_user_id: String,
+    display_name: Option<String>,
+}
+
+impl From<chat::Contact> for ContactBody {
+    fn from(contact: chat::Contact) -> Self {
+        Self { id: contact.contact_id, matrix_user_id: contact.matrix_user_id, display_name: contact.display_name }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -78,6 +94,7 @@ impl From<chat::Conversation> for ConversationBody {
             name: conversation.name,
             created_by: conversation.created_by,
             created_at: conversation.created_at,
+            external: conversation.contacts.into_iter().map(ContactBody::from).collect(),
             members: conversation.members,
             matrix: MatrixBody { room_id: conversation.room_id, not_invited: conversation.not_invited },
         }

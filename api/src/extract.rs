@@ -98,6 +98,21 @@ impl<A: FromStr, B: FromStr> FromRequestParts<Arc<State>> for PairPath<A, B> {
     }
 }
 
+/// An id and a text in the path.
+#[derive(Debug)]
+pub(crate) struct KeyPath<A>(pub(crate) A, pub(crate) String);
+
+impl<A: FromStr> FromRequestParts<Arc<State>> for KeyPath<A> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &Arc<State>) -> Result<Self, Self::Rejection> {
+        let Path((id, key)) = Path::<(String, String)>::from_request_parts(parts, state)
+            .await
+            .map_err(|error| ApiError::invalid("path", error.to_string()))?;
+        Ok(Self(parse_id(&id)?, key))
+    }
+}
+
 fn parse_id<T: FromStr>(text: &str) -> Result<T, ApiError> {
     text.parse().map_err(|_| ApiError::invalid("path", format!("{text:?} is not a UUID")))
 }

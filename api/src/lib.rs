@@ -22,12 +22,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_http::{catch_panic::CatchPanicLayer, timeout::TimeoutLayer};
 
 mod auth;
+mod content;
 mod conversations;
 mod extract;
 mod health;
 mod messages;
 mod preferences;
 mod problem;
+mod reactions;
 mod transaction;
 mod ws;
 
@@ -141,6 +143,7 @@ impl App {
         Router::new()
             .merge(conversations::routes())
             .merge(messages::routes())
+            .merge(reactions::routes())
             .merge(ws::routes())
             .merge(health::routes())
             .fallback(problem::no_such_route)

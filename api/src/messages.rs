@@ -9,9 +9,9 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use shared::{
-    chat::{self, Edited, Message, NewMessage, PageRequest},
+    chat::{self, Content, Edited, Media, Message, MessageKind, NewMessage, PageRequest, Tally},
     idempotency::{self, Entry},
     ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId, UserId},
     outbox::{self, Deletion, Delivery, Explanation, Kind, Operation},
@@ -23,15 +23,13 @@ use tokio::time::{Instant, sleep};
 use crate::{
     AppState, State,
     auth::Caller,
+    content::Words,
+    conversations::ContactBody,
     extract::{IdPath, JsonBody},
     preferences::{IdempotencyKey, IfMatch, Page, Wait},
-    problem::{ApiError, FieldProblem},
+    problem::ApiError,
     transaction::finish,
 };
-
-/// The longest text, in bytes as JSON. An edit carries it twice and encryption adds a third, and the event must stay
-/// below the 65,536 bytes that Matrix allows.
-const MAX_TEXT_BYTES: usize = 20 * 1024;
 
 pub(crate) fn routes() -> Router<Arc<State>> {
     Router::new()
@@ -45,20 +43,23 @@ pub(crate) fn routes() -> Router<Arc<State>> {
 const LOOK_FIRST_AFTER: Duration = Duration::from_millis(25);
 const LOOK_AT_LEAST_EVERY: Duration = Duration::from_millis(250);
 
+/// How many of those who reacted with one key are named.
+const NAMED_REACTORS: usize = 20;
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PatchMessage {
     plaintext: String,
+    #[serde(default)]
+    formatted: Option<String>,
+    #[serde(default)]
+    mentions: Vec<UserId>,
+    #[serde(default)]
+    mentions_room: bool,
 }
 
-/// What a message is.
-#[derive(Debug, Default, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum MessageKind {
-    #[default]
-    Text,
-}
-
+/// Fields that a client left out are left out of the fingerprint of its key too: a request that was made before there were
+/// such fields is still the same.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PostMessage {
@@ -68,6 +69,39 @@ pub(crate) struct PostMessage {
     kind: MessageKind,
     #[serde(default)]
     reply_to: Option<MessageId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    thread_of: Option<MessageId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    formatted: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    mentions: Vec<UserId>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    mentions_room: bool,
+    #[serde(default, skip_serializing)]
+    media: Option<IgnoredAny>,
+    #[serde(default, skip_serializing)]
+    media_id: Option<IgnoredAny>,
+}
+
+impl PostMessage {
+    /// What it says; refused if it could not be sent as it is.
+    fn content(&self) -> Result<Content, ApiError> {
+        for (field, media) in [("media", &self.media), ("media_id", &self.media_id)] {
+            if media.is_some() {
+                return Err(ApiError::invalid(field, "media cannot be sent yet, only received"));
+            }
+        }
+        if self.kind.has_media() {
+            return Err(ApiError::invalid("kind", "must be text, notice or emote: media cannot be sent yet"));
+        }
+        let words = Words {
+            plaintext: &self.plaintext,
+            formatted: self.formatted.as_deref(),
+            mentions: &self.mentions,
+            mentions_room: self.mentions_room,
+        };
+        words.content()
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -76,9 +110,18 @@ pub(crate) struct MessageBody {
     conversation_id: ConversationId,
     seq: i64,
     author_id: UserId,
+    /// Who that is, when it is no user of ours.
+    external: Option<ContactBody>,
+    kind: MessageKind,
     plaintext: Option<String>,
+    formatted: Option<String>,
+    mentions: Vec<UserId>,
+    mentions_room: bool,
+    media: Option<Media>,
     revision: i32,
     reply_to: Option<MessageId>,
+    thread_of: Option<MessageId>,
+    reactions: Vec<ReactionBody>,
     #[serde(with = "time::serde::rfc3339")]
     created_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339::option")]
@@ -86,6 +129,27 @@ pub(crate) struct MessageBody {
     #[serde(with = "time::serde::rfc3339::option")]
     deleted_at: Option<OffsetDateTime>,
     matrix: MatrixBody,
+}
+
+/// Who reacted with one key.
+#[derive(Debug, Serialize)]
+pub(crate) struct ReactionBody {
+    key: String,
+    count: usize,
+    user_ids: Vec<UserId>,
+    mine: bool,
+}
+
+impl ReactionBody {
+    /// As one of the members reads it.
+    pub(crate) fn read_by(reader: UserId, tally: Tally) -> Self {
+        Self {
+            key: tally.key,
+            count: tally.reactors.len(),
+            mine: tally.reactors.contains(&reader),
+            user_ids: tally.reactors.into_iter().take(NAMED_REACTORS).collect(),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -109,51 +173,47 @@ pub(crate) struct MatrixBody {
     room_id: Option<RoomId>,
 }
 
-impl From<chat::Message> for MessageBody {
-    fn from(message: chat::Message) -> Self {
+impl MessageBody {
+    /// A message as one of the members reads it.
+    pub(crate) fn read_by(reader: UserId, message: Message) -> Self {
+        let matrix = MatrixBody::of(&message);
+        let content = message.content.unwrap_or_default();
+        let reactions = message.reactions.into_iter().map(|tally| ReactionBody::read_by(reader, tally));
         Self {
             id: message.message_id,
             conversation_id: message.conversation_id,
             seq: message.seq,
             author_id: message.author_id,
-            plaintext: message.text,
+            external: message.contact.map(ContactBody::from),
+            kind: message.kind,
+            plaintext: message.deleted_at.is_none().then_some(content.text),
+            formatted: content.formatted,
+            mentions: content.mentions.users,
+            mentions_room: content.mentions.room,
+            media: content.media,
             revision: message.revision,
             reply_to: message.reply_to,
+            thread_of: message.thread_of,
+            reactions: reactions.collect(),
             created_at: message.created_at,
             edited_at: message.edited_at,
             deleted_at: message.deleted_at,
-            matrix: MatrixBody { delivery: message.delivery, event_id: message.event_id, room_id: message.room_id },
+            matrix,
         }
     }
 }
 
-impl MessageBody {
-    /// How far it has come on its way to Matrix.
-    pub(crate) fn into_matrix(self) -> MatrixBody {
-        self.matrix
+impl MatrixBody {
+    /// How far a message has come on its way to Matrix.
+    pub(crate) fn of(message: &Message) -> Self {
+        Self { delivery: message.delivery, event_id: message.event_id.clone(), room_id: message.room_id.clone() }
     }
-}
-
-/// Refuses a text that could not be sent as it is.
-fn check_text(text: &str) -> Result<(), ApiError> {
-    if text.is_empty() {
-        return Err(ApiError::invalid("plaintext", "must not be empty"));
-    }
-    if text.contains('\0') {
-        return Err(ApiError::invalid("plaintext", "must not contain the character NUL"));
-    }
-    let bytes = serde_json::to_string(text).map_err(|error| ApiError::Internal(error.into()))?.len();
-    if bytes > MAX_TEXT_BYTES {
-        let reason = format!("must be at most {MAX_TEXT_BYTES} bytes as JSON, but is {bytes}");
-        return Err(ApiError::TooLarge(FieldProblem { field: "plaintext".into(), reason }));
-    }
-    Ok(())
 }
 
 /// A message as an answer: with its revision as its entity tag.
-fn rendered(status: StatusCode, message: chat::Message, waited: Option<Duration>) -> Response {
+pub(crate) fn rendered(status: StatusCode, message: Message, reader: UserId, waited: Option<Duration>) -> Response {
     let tag = HeaderValue::from_str(&format!("\"{}\"", message.revision));
-    let mut response = (status, Json(MessageBody::from(message))).into_response();
+    let mut response = (status, Json(MessageBody::read_by(reader, message))).into_response();
     if let Ok(tag) = tag {
         response.headers_mut().insert(header::ETAG, tag);
     }
@@ -171,7 +231,7 @@ async fn read_waiting(
     message_id: MessageId,
     reader: UserId,
     wait: Option<Duration>,
-) -> Result<chat::Message, ApiError> {
+) -> Result<Message, ApiError> {
     let until = wait.map(|wait| Instant::now() + wait);
     // Beyond so many, a request is answered at once: waiting must not use up the database.
     let waiting = state.waiting.try_acquire().ok();
@@ -203,12 +263,12 @@ async fn create(
         }
         // It is committed, so the answer is 201 whatever becomes of the wait.
         Written::Now(message) if wait.is_some() => {
-            let message = read_waiting(&state, message.message_id, caller.user_id, wait).await.unwrap_or(message);
+            let message = read_waiting(&state, message.message_id, caller.user_id, wait).await.unwrap_or(*message);
             (StatusCode::CREATED, message)
         }
-        Written::Now(message) => (StatusCode::CREATED, message),
+        Written::Now(message) => (StatusCode::CREATED, *message),
     };
-    Ok(rendered(status, message, wait))
+    Ok(rendered(status, message, caller.user_id, wait))
 }
 
 /// Posts a message and answers as a POST does: for those who do not come by HTTP.
@@ -220,9 +280,9 @@ pub(crate) async fn post_and_read(
 ) -> Result<(StatusCode, MessageBody), ApiError> {
     let (status, message) = match post_message(state, author_id, key, new).await? {
         Written::Before { status, message_id } => (status, read_waiting(state, message_id, author_id, None).await?),
-        Written::Now(message) => (StatusCode::CREATED, message),
+        Written::Now(message) => (StatusCode::CREATED, *message),
     };
-    Ok((status, message.into()))
+    Ok((status, MessageBody::read_by(author_id, message)))
 }
 
 /// Posts a message, unless its key was answered before: the one way by which messages are written.
@@ -232,9 +292,9 @@ async fn post_message(
     key: Option<&str>,
     new: &PostMessage,
 ) -> Result<Written, ApiError> {
-    check_text(&new.plaintext)?;
+    let content = new.content()?;
     let mut tx = state.pool.begin().await?;
-    let written = write(&mut tx, state, author_id, key, new).await;
+    let written = write(&mut tx, state, author_id, key, new, &content).await;
     let written = finish(tx, written).await?;
     if let Written::Now(_) = written {
         state.committed(state.matrix_enabled);
@@ -245,7 +305,7 @@ async fn post_message(
 /// A message that a request asked for.
 enum Written {
     /// It was written.
-    Now(Message),
+    Now(Box<Message>),
     /// An earlier request with the same key was answered so.
     Before { status: StatusCode, message_id: MessageId },
 }
@@ -257,6 +317,7 @@ async fn write(
     author_id: UserId,
     key: Option<&str>,
     new: &PostMessage,
+    content: &Content,
 ) -> Result<Written, ApiError> {
     let mut pending = None;
     if let Some(key) = key {
@@ -272,7 +333,15 @@ async fn write(
     let message_id = MessageId::generate();
     let send_outbox_id = state.matrix_enabled.then(OutboxId::generate);
     let turn = chat::take_turn(tx, new.conversation_id, author_id).await?;
-    let message = NewMessage { message_id, author_id, text: &new.plaintext, reply_to: new.reply_to, send_outbox_id };
+    let message = NewMessage {
+        message_id,
+        author_id,
+        kind: new.kind,
+        content,
+        reply_to: new.reply_to,
+        thread_of: new.thread_of,
+        send_outbox_id,
+    };
     chat::insert_message(tx, &turn, &state.keys, &message).await?;
     if let Some(outbox_id) = send_outbox_id {
         let operation = Operation {
@@ -293,7 +362,7 @@ async fn write(
     if let Some(pending) = pending {
         pending.record(tx, StatusCode::CREATED.as_u16(), message_id.as_uuid()).await?;
     }
-    Ok(Written::Now(chat::message(tx, &state.keys, message_id, author_id).await?))
+    Ok(Written::Now(Box::new(chat::message(tx, &state.keys, message_id, author_id).await?)))
 }
 
 async fn read(
@@ -302,7 +371,8 @@ async fn read(
     Wait(wait): Wait,
     IdPath(id): IdPath<MessageId>,
 ) -> Result<Response, ApiError> {
-    Ok(rendered(StatusCode::OK, read_waiting(&state, id, caller.user_id, wait).await?, wait))
+    let message = read_waiting(&state, id, caller.user_id, wait).await?;
+    Ok(rendered(StatusCode::OK, message, caller.user_id, wait))
 }
 
 async fn list(
@@ -320,7 +390,8 @@ async fn list(
     let more = messages.len() > limit;
     messages.truncate(limit);
     let next_cursor = messages.last().filter(|_| more).map(|message| message.seq.to_string());
-    Ok(Json(MessagePage { messages: messages.into_iter().map(MessageBody::from).collect(), next_cursor }))
+    let messages = messages.into_iter().map(|message| MessageBody::read_by(caller.user_id, message)).collect();
+    Ok(Json(MessagePage { messages, next_cursor }))
 }
 
 async fn edit(
@@ -330,11 +401,17 @@ async fn edit(
     IdPath(id): IdPath<MessageId>,
     JsonBody(new): JsonBody<PatchMessage>,
 ) -> Result<Response, ApiError> {
-    check_text(&new.plaintext)?;
+    let words = Words {
+        plaintext: &new.plaintext,
+        formatted: new.formatted.as_deref(),
+        mentions: &new.mentions,
+        mentions_room: new.mentions_room,
+    };
+    let content = words.content()?;
     let mut tx = state.pool.begin().await?;
     let head = chat::find_message(&mut tx, id, caller.user_id).await?;
     let turn = chat::take_turn(&mut tx, head.conversation_id, caller.user_id).await?;
-    let edited = chat::edit_message(&mut tx, &turn, &state.keys, id, caller.user_id, &new.plaintext, expected).await?;
+    let edited = chat::edit_message(&mut tx, &turn, &state.keys, id, caller.user_id, &content, expected).await?;
     let written = chat::message(&mut tx, &state.keys, id, caller.user_id).await?;
     match edited {
         Edited::Unchanged => tx.rollback().await?,
@@ -343,7 +420,7 @@ async fn edit(
             state.committed(to_send);
         }
     }
-    Ok(rendered(StatusCode::OK, written, None))
+    Ok(rendered(StatusCode::OK, written, caller.user_id, None))
 }
 
 async fn delete(
@@ -362,7 +439,7 @@ async fn delete(
     } else {
         tx.rollback().await?;
     }
-    Ok(Json(DeletedBody { message: message.into(), deletion }))
+    Ok(Json(DeletedBody { message: MessageBody::read_by(caller.user_id, message), deletion }))
 }
 
 #[derive(Debug, Serialize)]

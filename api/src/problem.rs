@@ -10,7 +10,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use shared::{chat::ChatError, database, idempotency::IdempotencyError, seal::SealError};
+use shared::{
+    chat::{self, ChatError},
+    database,
+    idempotency::IdempotencyError,
+    seal::SealError,
+};
 use uuid::Uuid;
 
 /// How long a client should wait before it repeats a request that met an absent database, in seconds.
@@ -38,6 +43,10 @@ pub(crate) enum ApiError {
     Deleted,
     /// The message has another revision by now.
     AnotherRevision(i32),
+    /// The message has as many reactions as it takes.
+    TooManyReactions,
+    /// Made on Matrix by the user's own account there.
+    MadeOnMatrix,
     /// An idempotency key that cannot be used now, or not for this.
     KeyInFlight(String),
     KeyOfAnotherRequest(String),
@@ -89,6 +98,9 @@ impl From<ChatError> for ApiError {
             ChatError::Deleted => Self::Deleted,
             ChatError::AnotherRevision(revision) => Self::AnotherRevision(revision),
             ChatError::NoSuchReplyTarget => Self::invalid("reply_to", error.to_string()),
+            ChatError::NoSuchThread => Self::invalid("thread_of", error.to_string()),
+            ChatError::TooManyReactions => Self::TooManyReactions,
+            ChatError::MadeOnMatrix => Self::MadeOnMatrix,
             ChatError::Seal(error) => error.into(),
             ChatError::Database(error) => error.into(),
         }
@@ -171,6 +183,7 @@ impl IntoResponse for ApiError {
 
 impl ApiError {
     /// The one table from errors to what clients see. A fault of ours is logged here.
+    #[expect(clippy::too_many_lines, reason = "one table")]
     pub(crate) fn into_problem(self) -> Problem {
         match self {
             Self::Unauthorized(why) => Problem::new(
@@ -198,7 +211,23 @@ impl ApiError {
                 StatusCode::CONFLICT,
                 "message_deleted",
                 "The message is deleted",
-                "a deleted message cannot be edited",
+                "a deleted message can neither be edited nor reacted to",
+            ),
+            Self::TooManyReactions => Problem::new(
+                StatusCode::CONFLICT,
+                "too_many_reactions",
+                "Too many reactions",
+                format!(
+                    "a message takes {} reactions, {} of them by one user",
+                    chat::MAX_REACTIONS,
+                    chat::MAX_REACTIONS_OF_ONE
+                ),
+            ),
+            Self::MadeOnMatrix => Problem::new(
+                StatusCode::CONFLICT,
+                "made_on_matrix",
+                "Made on Matrix",
+                "your account on Matrix made it; it can only be removed with that account",
             ),
             Self::AnotherRevision(revision) => Problem::new(
                 StatusCode::PRECONDITION_FAILED,

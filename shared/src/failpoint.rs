@@ -75,6 +75,9 @@ points! {
     EvidenceBegins "evidence_begins" "A late finisher is about to write its evidence down.",
     EvidenceWritten "evidence_written" "A late finisher's evidence is written; it is not committed.",
     EvidenceCommitted "evidence_committed" "A late finisher's evidence is committed.",
+    EventApplies "event_applies" "An event of Matrix is about to be applied.",
+    EventsWritten "events_written" "Events of Matrix are applied, and the token has moved; it is not committed.",
+    EventsCommitted "events_committed" "Events of Matrix are committed.",
 }
 
 /// Reads where to die. What it returns is to be kept as long as the process lives.

@@ -51,14 +51,29 @@ uuid_ids! {
     ConversationId;
     /// A message.
     MessageId;
+    /// A reaction to a message.
+    ReactionId;
     /// A user of ours: the subject of a token.
     UserId;
     /// An operation of the outbox: the transaction id of its send and the marker in its content.
     OutboxId;
     /// A lane: the conversation's own id for its chat, a call's id for that call's signalling.
     LaneId;
+    /// A call.
+    CallId;
+    /// Something said to set up, change or end a call.
+    SignalId;
     /// A worker process. Fresh at every start, so that a predecessor's leases are never taken for its own.
     WorkerId;
+}
+
+impl CallId {
+    /// The call that Matrix events name so: that UUID if it is one, else one made of conversation and name.
+    pub fn of_matrix(conversation_id: ConversationId, matrix_call_id: &str) -> Self {
+        let plain = matrix_call_id.len() == 36;
+        let given = Uuid::try_parse(matrix_call_id).ok().filter(|_| plain);
+        Self(given.unwrap_or_else(|| Uuid::new_v5(&conversation_id.0, matrix_call_id.as_bytes())))
+    }
 }
 
 impl From<ConversationId> for LaneId {
@@ -105,8 +120,8 @@ matrix_ids! {
 }
 
 /// A Matrix user, `@localpart:server`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
-#[serde(transparent)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct MatrixUserId(String);
 
 impl MatrixUserId {
@@ -120,16 +135,51 @@ impl MatrixUserId {
         &self.0
     }
 
+    /// The user of ours whose account this is: `@nova-<uuid>` of our own server, with hyphens or without. The same name on
+    /// another server is somebody else.
+    pub fn nova_user(&self, our_server: &str) -> Option<Result<UserId, NotANovaUser>> {
+        let (name, server) = self.0.strip_prefix('@')?.split_once(':')?;
+        let id = name.strip_prefix("nova-").filter(|_| server == our_server)?;
+        let plain = id.len() == 32 || id.len() == 36;
+        Some(Uuid::try_parse(id).ok().filter(|_| plain).map(UserId).ok_or(NotANovaUser))
+    }
+
+    /// The id under which somebody who is no user of ours appears: the same wherever they do.
+    pub fn contact_id(&self) -> UserId {
+        UserId(Uuid::new_v5(&CONTACTS, self.0.as_bytes()))
+    }
+
     /// The server's name: all that follows the first colon.
     pub fn server(&self) -> &str {
         self.0.split_once(':').map_or("", |(_, server)| server)
     }
 }
 
+/// The namespace of the ids of contacts.
+const CONTACTS: Uuid = Uuid::from_u128(0x6c1d_38a2_94f0_4e7b_b1a5_2f6f_0d3e_7c55);
+
+/// A name of our own namespace that holds no user id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must look like @nova-<uuid>:<our server>")]
+pub struct NotANovaUser;
+
 /// Why a text is no Matrix user id.
 #[derive(Debug, thiserror::Error)]
 #[error("must look like @name:server")]
 pub struct NotAMatrixUserId;
+
+impl TryFrom<String> for MatrixUserId {
+    type Error = NotAMatrixUserId;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<MatrixUserId> for String {
+    fn from(id: MatrixUserId) -> Self {
+        id.0
+    }
+}
 
 impl FromStr for MatrixUserId {
     type Err = NotAMatrixUserId;
@@ -147,6 +197,7 @@ impl fmt::Display for MatrixUserId {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 mod tests {
     use super::*;
 
@@ -157,6 +208,29 @@ mod tests {
         assert_eq!(matrix.as_str(), "@nova-550e8400e29b41d4a716446655440000:nova.test");
         assert_eq!(matrix.server(), "nova.test");
         Ok(())
+    }
+
+    #[test]
+    fn only_names_of_our_own_server_are_users_of_ours() {
+        let user: UserId = "550e8400-e29b-41d4-a716-446655440000".parse().unwrap();
+        let read = |text: &str| text.parse::<MatrixUserId>().unwrap().nova_user("nova.test");
+        assert_eq!(read("@nova-550e8400e29b41d4a716446655440000:nova.test"), Some(Ok(user)));
+        assert_eq!(read("@nova-550e8400-e29b-41d4-a716-446655440000:nova.test"), Some(Ok(user)));
+        for stranger in ["@nova-550e8400e29b41d4a716446655440000:evil.example", "@bob:nova.test", "@nova:nova.test"] {
+            assert_eq!(read(stranger), None, "{stranger}");
+        }
+        for wrong in ["@nova-:nova.test", "@nova-550e8400:nova.test", "@nova-service:nova.test"] {
+            assert_eq!(read(wrong), Some(Err(NotANovaUser)), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_call_keeps_its_id_if_that_is_a_uuid_and_has_one_of_its_own_in_each_conversation_if_not() {
+        let (here, there) = (ConversationId::generate(), ConversationId::generate());
+        let given = "550e8400-e29b-41d4-a716-446655440000";
+        assert_eq!(CallId::of_matrix(here, given).to_string(), given);
+        assert_eq!(CallId::of_matrix(here, "1234.abc"), CallId::of_matrix(here, "1234.abc"));
+        assert_ne!(CallId::of_matrix(here, "1234.abc"), CallId::of_matrix(there, "1234.abc"));
     }
 
     #[test]

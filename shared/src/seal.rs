@@ -2,7 +2,7 @@
 //!
 //! A sealed text is `1 | key id's length | key id | nonce (24 bytes) | ciphertext and tag`. The ring holds the newest key
 //! first: it seals, all of them open. A key is retired by putting a newer one before it; what it sealed stays readable
-//! as long as it stays in the ring.
+//! as long as it stays in the ring. What is JSON rather than a text begins with 2, and opens as nothing else.
 
 use std::fmt;
 
@@ -16,7 +16,10 @@ use sha2::Sha256;
 
 use crate::ids::{ConversationId, MessageId};
 
-const FORMAT: u8 = 1;
+/// A text. A release that knows no other format takes anything else for damaged, and sends nothing of it.
+const TEXT: u8 = 1;
+/// JSON.
+const STRUCTURE: u8 = 2;
 const NONCE_LEN: usize = 24;
 const MAX_KEY_ID_LEN: usize = 32;
 
@@ -89,6 +92,13 @@ impl Place {
     }
 }
 
+/// What a sealed text is bound to: its place, and what it is unless that is a text.
+fn bound(format: u8, place: Place) -> Vec<u8> {
+    let mut bytes = place.bytes().to_vec();
+    bytes.extend((format != TEXT).then_some(format));
+    bytes
+}
+
 impl KeyRing {
     /// Reads `<key id>:<base64 of 32 bytes>[,…]`, newest first.
     pub fn parse(text: &str) -> Result<Self, KeyRingError> {
@@ -115,13 +125,22 @@ impl KeyRing {
 
     /// Seals a text with the newest key.
     pub fn seal(&self, place: Place, text: &str) -> Result<Vec<u8>, SealError> {
+        self.seal_as(TEXT, place, text)
+    }
+
+    /// Seals JSON with the newest key.
+    pub fn seal_json(&self, place: Place, json: &str) -> Result<Vec<u8>, SealError> {
+        self.seal_as(STRUCTURE, place, json)
+    }
+
+    fn seal_as(&self, format: u8, place: Place, text: &str) -> Result<Vec<u8>, SealError> {
         let Key { id, cipher, .. } = self.keys.first().ok_or(SealError::Damaged)?;
         let nonce = XNonce::generate();
-        let payload = Payload { msg: text.as_bytes(), aad: &place.bytes() };
+        let payload = Payload { msg: text.as_bytes(), aad: &bound(format, place) };
         let sealed = cipher.encrypt(&nonce, payload).map_err(|_| SealError::Damaged)?;
         let id_len = u8::try_from(id.len()).map_err(|_| SealError::Damaged)?;
         let mut bytes = Vec::with_capacity(2 + id.len() + NONCE_LEN + sealed.len());
-        bytes.extend([FORMAT, id_len]);
+        bytes.extend([format, id_len]);
         bytes.extend(id.as_bytes());
         bytes.extend(nonce.as_slice());
         bytes.extend(sealed);
@@ -130,14 +149,25 @@ impl KeyRing {
 
     /// Opens what [`KeyRing::seal`] sealed for the same place.
     pub fn open(&self, place: Place, bytes: &[u8]) -> Result<String, SealError> {
-        let damaged = SealError::Damaged;
-        let [FORMAT, id_len, rest @ ..] = bytes else { return Err(damaged) };
+        self.open_as(TEXT, place, bytes)
+    }
+
+    /// Opens what [`KeyRing::seal_json`] sealed for the same place.
+    pub fn open_json(&self, place: Place, bytes: &[u8]) -> Result<String, SealError> {
+        self.open_as(STRUCTURE, place, bytes)
+    }
+
+    fn open_as(&self, format: u8, place: Place, bytes: &[u8]) -> Result<String, SealError> {
+        let [found, id_len, rest @ ..] = bytes else { return Err(SealError::Damaged) };
+        if *found != format {
+            return Err(SealError::Damaged);
+        }
         let (id, rest) = rest.split_at_checked(usize::from(*id_len)).ok_or(SealError::Damaged)?;
         let (nonce, sealed) = rest.split_at_checked(NONCE_LEN).ok_or(SealError::Damaged)?;
         let id = std::str::from_utf8(id).map_err(|_| SealError::Damaged)?;
         let nonce = XNonce::try_from(nonce).map_err(|_| SealError::Damaged)?;
         let key = self.keys.iter().find(|key| key.id == id).ok_or_else(|| SealError::UnknownKey(id.to_owned()))?;
-        let payload = Payload { msg: sealed, aad: &place.bytes() };
+        let payload = Payload { msg: sealed, aad: &bound(format, place) };
         let text = key.cipher.decrypt(&nonce, payload).map_err(|_| SealError::Damaged)?;
         String::from_utf8(text).map_err(|_| SealError::Damaged)
     }
@@ -199,6 +229,17 @@ mod tests {
         }
         *sealed.last_mut().unwrap() ^= 1;
         assert_eq!(ring.open(here, &sealed), Err(SealError::Damaged));
+    }
+
+    #[test]
+    fn a_text_never_opens_as_json_nor_json_as_a_text() {
+        let ring = KeyRing::parse(NEW).unwrap();
+        let here = place(1);
+        let (mut text, mut json) = (ring.seal(here, "{}").unwrap(), ring.seal_json(here, "{}").unwrap());
+        assert_eq!(ring.open_json(here, &json).unwrap(), "{}");
+        assert!(ring.open_json(here, &text).is_err() && ring.open(here, &json).is_err());
+        (text[0], json[0]) = (STRUCTURE, TEXT);
+        assert!(ring.open_json(here, &text).is_err() && ring.open(here, &json).is_err());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::{
 
 use shared::{
     failpoint::{Point, reach},
-    ids::{ConversationId, EventId, MatrixUserId, MessageId, OutboxId, RoomId, UserId},
+    ids::{ConversationId, EventId, MatrixUserId, OutboxId, RoomId, UserId},
     outbox::{Attempt, Blame, ClaimedOperation, Evidence, Kind, MaybeSent, Mode, Outcome},
     seal::KeyRing,
 };
@@ -22,11 +22,12 @@ use time::OffsetDateTime;
 
 use crate::{
     breaker::Breaker,
+    compose::{ComposeError, Composer},
     coordinator::{Batch, Pace, Permission},
     homeserver::{Failure, Homeserver},
     lookup,
     members::{self, Change, Changed},
-    prepare::{self, Prepared, Said},
+    prepare::{self, Prepared},
     room::{RoomError, RoomStep, Rooms},
     verdict::{self, History, Verdict},
 };
@@ -36,7 +37,7 @@ use crate::{
 pub(crate) struct Deliverer {
     pub(crate) keys: KeyRing,
     pub(crate) homeserver: Homeserver,
-    pub(crate) rooms: Rooms,
+    pub(crate) rooms: Arc<Rooms>,
     pub(crate) pace: Arc<Pace>,
     pub(crate) breaker: Arc<Breaker>,
     /// The longest that one request may take.
@@ -85,6 +86,12 @@ enum Stop {
     Left(Failure),
     /// Something of ours is away or wrong; tried again without blame.
     Ours(String),
+}
+
+impl From<ComposeError> for Stop {
+    fn from(error: ComposeError) -> Self {
+        Self::Ours(error.to_string())
+    }
 }
 
 impl From<RoomError> for Stop {
@@ -296,16 +303,17 @@ impl Deliverer {
         }
         match operation.kind {
             Kind::Message => {
-                let prepared = self.said(sending, operation, prepare::message)?;
+                let prepared = self.composer(sending).message(operation, room_id)?;
                 let event_id = self.put(sending, room_id, operation.outbox_id, &prepared).await?;
                 Ok(Ended::well(delivered(event_id)))
             }
-            Kind::Edit => {
-                let original = operation.original.as_ref().map(|(event_id, _)| event_id).or_else(|| {
-                    operation.original_outbox_id.as_ref().and_then(|outbox_id| sending.events.get(outbox_id))
-                });
-                let Some(original) = original else { return Ok(Ended::well(Outcome::ParentDead)) };
-                let prepared = self.said(sending, operation, |said| prepare::edit(said, original))?;
+            Kind::Edit | Kind::React => {
+                let composer = self.composer(sending);
+                let Some(original) = composer.original(operation) else { return Ok(Ended::well(Outcome::ParentDead)) };
+                let prepared = match operation.kind {
+                    Kind::Edit => composer.edit(operation, original)?,
+                    _ => composer.reaction(operation, original)?,
+                };
                 let event_id = self.put(sending, room_id, operation.outbox_id, &prepared).await?;
                 Ok(Ended::well(delivered(event_id)))
             }
@@ -473,26 +481,13 @@ impl Deliverer {
         }
     }
 
-    /// Opens the text of an operation and makes an event of it.
-    fn said(
-        &self,
-        sending: &Sending,
-        operation: &ClaimedOperation,
-        prepare: impl FnOnce(&Said<'_>) -> Result<Prepared, serde_json::Error>,
-    ) -> Result<Prepared, Stop> {
-        let missing = || Stop::Ours("the text of the operation is missing".to_owned());
-        let place = operation.place(sending.conversation_id).ok_or_else(missing)?;
-        let body = operation.body.as_deref().ok_or_else(missing)?;
-        let author_id = operation.author_id.ok_or_else(missing)?;
-        let words = self.keys.open(place, body).map_err(|error| Stop::Ours(error.to_string()))?;
-        let said = Said {
-            outbox_id: operation.outbox_id,
-            message_id: MessageId::from(operation.subject_id),
-            author_id,
-            revision: place.revision,
-            words: &words,
-        };
-        prepare(&said).map_err(|error| Stop::Ours(error.to_string()))
+    fn composer<'a>(&'a self, sending: &'a Sending) -> Composer<'a> {
+        Composer {
+            keys: &self.keys,
+            server: self.homeserver.service_user().server(),
+            conversation_id: sending.conversation_id,
+            events: &sending.events,
+        }
     }
 
     async fn put(
@@ -532,7 +527,7 @@ fn given_up_for(operation: &ClaimedOperation) -> Duration {
 /// The room of the event that an operation relates to, once that event is known.
 fn related_room(operation: &ClaimedOperation) -> Option<&RoomId> {
     let event = match operation.kind {
-        Kind::Edit => operation.original.as_ref(),
+        Kind::Edit | Kind::React => operation.original.as_ref(),
         Kind::Redact => operation.target.as_ref()?.event.as_ref(),
         Kind::Message | Kind::Invite | Kind::Remove => None,
     };

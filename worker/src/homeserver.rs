@@ -17,15 +17,17 @@ use ruma::{
             authenticated_media::get_media_config,
             device::update_device,
             discovery::get_capabilities,
-            filter::RoomEventFilter,
-            membership::{invite_user, join_room_by_id, kick_user},
+            filter::{Filter as EventFilter, FilterDefinition, RoomEventFilter, RoomFilter},
+            membership::{invite_user, join_room_by_id, kick_user, leave_room},
             message::{get_message_events, send_message_event},
             redact::redact_event,
             room::create_room,
             state::{get_state_event_for_key, get_state_events, send_state_event},
+            sync::sync_events,
         },
         error::{Error as MatrixError, ErrorBody, ErrorKind, FromHttpResponseError, RetryAfter},
     },
+    presence::PresenceState,
     serde::Raw,
 };
 use ruma_client::{Client, HttpClient};
@@ -46,6 +48,17 @@ const MAX_DETAIL_CHARS: usize = 200;
 
 /// How many events of a room's history are asked for at once.
 const EVENTS_A_PAGE: u16 = 100;
+
+/// The types of events that a sync asks for. What is not among them neither costs anything nor counts as a gap.
+const SYNCED_TYPES: [&str; 7] = [
+    "m.room.message",
+    "m.room.redaction",
+    "m.reaction",
+    "m.room.member",
+    "m.room.tombstone",
+    "m.call.*",
+    "com.nova.outbox.void",
+];
 
 /// Idle connections kept for the next request.
 const MAX_IDLE_CONNECTIONS: usize = 256;
@@ -258,6 +271,8 @@ enum Limited {
 #[derive(Debug, Clone)]
 pub(crate) struct Homeserver {
     client: Client<Transport>,
+    /// For requests that the homeserver holds until there is news.
+    listener: Client<Transport>,
     service_user: MatrixUserId,
     breaker: Arc<Breaker>,
 }
@@ -274,31 +289,51 @@ fn user(user_id: &MatrixUserId) -> Result<OwnedUserId, Failure> {
     OwnedUserId::try_from(user_id.as_str()).map_err(|_| invalid("the user id"))
 }
 
+/// What a sync asks of a room's timeline.
+fn synced(limit: u32) -> RoomEventFilter {
+    let mut filter = RoomEventFilter::default();
+    filter.types = Some(SYNCED_TYPES.iter().map(|&name| name.to_owned()).collect());
+    filter.limit = Some(limit.into());
+    filter
+}
+
 fn event(event_id: &OwnedEventId) -> EventId {
     EventId::from(event_id.to_string())
+}
+
+/// A client of ruma's over a connection pool of its own.
+async fn client(config: &MatrixConfig, timeout: Duration, connect: Duration) -> anyhow::Result<Client<Transport>> {
+    let http = reqwest::Client::builder()
+        .timeout(timeout)
+        .connect_timeout(connect)
+        .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
+        .tcp_nodelay(true)
+        .redirect(reqwest::redirect::Policy::none())
+        .user_agent(concat!("matrix-outbox/", env!("CARGO_PKG_VERSION")))
+        .build()?;
+    // Said here, not asked: the paths used have been stable since 1.1.
+    let versions = SupportedVersions::from_parts(&["v1.1".to_owned(), "v1.11".to_owned()], &BTreeMap::default());
+    let client = Client::builder()
+        .homeserver_url(config.homeserver_url.as_str().trim_end_matches('/').to_owned())
+        .access_token(Some(config.access_token.expose_secret().to_owned()))
+        .supported_matrix_versions(versions)
+        .http_client(Transport(http))
+        .await
+        .map_err(Failure::from)?;
+    Ok(client)
+}
+
+/// A sync may be held for as long as it asks to be; then the answer is due as any other's.
+async fn client_that_waits(config: &MatrixConfig, timeout: Duration) -> anyhow::Result<Client<Transport>> {
+    client(config, config.sync.hold + timeout, timeout).await
 }
 
 impl Homeserver {
     /// Sets up the client; nothing is asked of the homeserver yet, so that a worker starts while it is away.
     pub(crate) async fn new(config: &MatrixConfig, timeout: Duration, breaker: Arc<Breaker>) -> anyhow::Result<Self> {
-        let http = reqwest::Client::builder()
-            .timeout(timeout)
-            .connect_timeout(timeout)
-            .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
-            .tcp_nodelay(true)
-            .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("matrix-outbox/", env!("CARGO_PKG_VERSION")))
-            .build()?;
-        // Said here, not asked: the paths used have been stable since 1.1.
-        let versions = SupportedVersions::from_parts(&["v1.1".to_owned(), "v1.11".to_owned()], &BTreeMap::default());
-        let client = Client::builder()
-            .homeserver_url(config.homeserver_url.as_str().trim_end_matches('/').to_owned())
-            .access_token(Some(config.access_token.expose_secret().to_owned()))
-            .supported_matrix_versions(versions)
-            .http_client(Transport(http))
-            .await
-            .map_err(Failure::from)?;
-        Ok(Self { client, service_user: config.service_user.clone(), breaker })
+        let client = client(config, timeout, timeout).await?;
+        let listener = client_that_waits(config, timeout).await?;
+        Ok(Self { client, listener, service_user: config.service_user.clone(), breaker })
     }
 
     /// The account that it speaks as.
@@ -449,6 +484,72 @@ impl Homeserver {
         let answer = self.ask(request).await?;
         let events = answer.chunk.iter().filter_map(|event| serde_json::from_str(event.json().get()).ok()).collect();
         Ok(EventPage { events, next: answer.end })
+    }
+
+    /// What is new for the account since a token, or all there is without one. The homeserver holds the request for up to
+    /// `hold` while there is nothing.
+    ///
+    /// The breaker does not hear of it: a sync that fails is tried again in its own time, and says nothing of sends.
+    pub(crate) async fn sync(
+        &self,
+        since: Option<&str>,
+        limit: u32,
+        hold: Duration,
+    ) -> Result<sync_events::v3::Response, Failure> {
+        let mut filter = FilterDefinition::default();
+        filter.presence = EventFilter::ignore_all();
+        filter.account_data = EventFilter::ignore_all();
+        let mut rooms = RoomFilter::default();
+        rooms.account_data = RoomEventFilter::ignore_all();
+        rooms.ephemeral = RoomEventFilter::ignore_all();
+        rooms.state = RoomEventFilter::ignore_all();
+        rooms.timeline = synced(limit);
+        filter.room = rooms;
+        let mut request = sync_events::v3::Request::new();
+        request.filter = Some(sync_events::v3::Filter::FilterDefinition(filter));
+        request.since = since.map(str::to_owned);
+        request.timeout = Some(hold);
+        request.set_presence = PresenceState::Offline;
+        self.listener.send_request(request).await.map_err(Failure::from)
+    }
+
+    /// A page of what happened in a room, oldest first: from a token of a sync, or from the room's beginning, up to another
+    /// token. Returns where the next page begins, if there is one.
+    pub(crate) async fn events_after(
+        &self,
+        room_id: &RoomId,
+        from: Option<&str>,
+        to: &str,
+    ) -> Result<(Vec<String>, Option<String>), Failure> {
+        let mut request = get_message_events::v3::Request::forward(room(room_id)?);
+        request.from = from.map(str::to_owned);
+        request.to = Some(to.to_owned());
+        request.limit = EVENTS_A_PAGE.into();
+        request.filter = synced(u32::from(EVENTS_A_PAGE));
+        let answer = self.ask(request).await?;
+        let events = answer.chunk.iter().map(|event| event.json().get().to_owned()).collect();
+        Ok((events, answer.end))
+    }
+
+    /// The conversation that a room is marked for, if our own account created it and we may look.
+    pub(crate) async fn marked_conversation(&self, room_id: &RoomId, marker: &str) -> Result<Option<String>, Failure> {
+        let request = get_state_events::v3::Request::new(room(room_id)?);
+        let state = match self.ask(request).await {
+            Ok(answer) => answer.room_state,
+            Err(Failure::Refused(Refusal { status: 403 | 404, errcode: Some(_), .. })) => return Ok(None),
+            Err(failure) => return Err(failure),
+        };
+        let state: Vec<StateEvent> =
+            state.iter().filter_map(|event| serde_json::from_str(event.json().get()).ok()).collect();
+        let created =
+            state.iter().any(|event| event.r#type == "m.room.create" && event.sender == self.service_user.as_str());
+        let found = state.iter().find(|event| event.r#type == marker && event.sender == self.service_user.as_str());
+        Ok(found.filter(|_| created).and_then(|event| event.content["conversation_id"].as_str().map(str::to_owned)))
+    }
+
+    /// Leaves a room, or turns its invitation down.
+    pub(crate) async fn leave(&self, room_id: &RoomId) -> Result<(), Failure> {
+        self.ask(leave_room::v3::Request::new(room(room_id)?)).await.map(|_| ())
     }
 
     /// Creates a room.

@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 mod backend;
 mod breaker;
+mod compose;
 mod coordinator;
 mod deliver;
 pub mod doctor;
@@ -42,6 +43,7 @@ mod members;
 mod prepare;
 mod room;
 mod status;
+mod sync;
 mod verdict;
 
 use backend::Batches;
@@ -53,6 +55,9 @@ use room::Rooms;
 
 /// How long connections may take to say goodbye.
 const POOL_CLOSES_WITHIN: Duration = Duration::from_secs(1);
+
+/// How long the sync may take to end.
+const SYNC_ENDS_WITHIN: Duration = Duration::from_secs(2);
 
 /// How long the worker waits between questions to a homeserver that does not answer at start.
 const WHOAMI_PAUSE: Duration = Duration::from_secs(1);
@@ -137,9 +142,21 @@ async fn deliver_until(
     WakeListener::start(Channel::Outbox, pool.clone(), Arc::clone(&look), stop.clone());
     let tell = if config.notify { Wake::start(Channel::Events, pool.clone(), stop.clone()) } else { Wake::silent() };
     let pace = Arc::new(Pace::default());
+    let rooms = Arc::new(Rooms::new(pool.clone(), homeserver.clone()));
+    let syncing = matrix.sync.enabled.then(|| {
+        let sync = sync::Sync {
+            pool: pool.clone(),
+            keys: keys.clone(),
+            homeserver: homeserver.clone(),
+            rooms: Arc::clone(&rooms),
+            config: matrix.sync.clone(),
+            worker_id,
+        };
+        tokio::spawn(sync::run(sync, stop.clone()))
+    });
     let deliverer = Arc::new(Deliverer {
         keys,
-        rooms: Rooms::new(pool.clone(), homeserver.clone()),
+        rooms,
         homeserver,
         pace: Arc::clone(&pace),
         breaker: Arc::clone(&breaker),
@@ -160,6 +177,10 @@ async fn deliver_until(
         ended = coordinating => ended.context("the coordinator failed")?,
         // Without it an open circuit would never close.
         ended = supervised(probing, &asked) => ended?,
+    }
+    if let Some(syncing) = syncing {
+        // It gives the lead away, so that another worker need not wait for it.
+        let _ = timeout(SYNC_ENDS_WITHIN, syncing).await;
     }
     // A supervisor starts the process again when it ends before it was told to.
     anyhow::ensure!(asked.is_cancelled(), "delivery ended by itself: see the log");

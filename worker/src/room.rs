@@ -41,7 +41,7 @@ const PATIENCE_REMEMBERED: Duration = Duration::from_hours(1);
 const LOOK_FOR_TOMBSTONE_EVERY: Duration = Duration::from_mins(10);
 
 /// Marks a room as that of a conversation.
-const MARKER: &str = "com.nova.conversation";
+pub(crate) const MARKER: &str = "com.nova.conversation";
 
 /// The state events of a room, by type and key.
 type RoomState = HashMap<(String, String), StateEvent>;
@@ -230,6 +230,23 @@ impl Rooms {
         let room_id = self.make_whole(step, shut.clone(), &plan).await?;
         self.whole.insert(conversation_id, room_id.clone()).await;
         Ok(room_id)
+    }
+
+    /// Somebody says that a room has a tombstone: if it is the conversation's, that goes on where the tombstone points.
+    pub(crate) async fn replaced(&self, conversation_id: ConversationId, room_id: &RoomId) -> Result<(), RoomError> {
+        let (known, plan) = self.load(conversation_id).await?;
+        if known.is_none_or(|(known, _)| known != *room_id) {
+            return Ok(());
+        }
+        let Some(next) = self.homeserver.tombstone(room_id).await? else { return Ok(()) };
+        self.standing.invalidate(room_id).await;
+        self.whole.invalidate(&conversation_id).await;
+        let step = RoomStep { conversation_id, may_ask: &|| true };
+        match self.follow(&step, room_id, next, &plan).await {
+            // Who sends to it was faster.
+            Err(RoomError::NotYet) => Ok(()),
+            followed => followed.map(|_| ()),
+        }
     }
 
     /// Goes where a room's tombstone points, and from there on, if each room names the one before it.

@@ -21,9 +21,9 @@ use tokio_tungstenite::tungstenite;
 use uuid::Uuid;
 
 use super::{
-    frames::{self, Frame, Resync},
+    frames::{Frame, Resync},
     hub::{Place, Unread},
-    receive,
+    receive, render,
 };
 use crate::State;
 
@@ -331,7 +331,7 @@ async fn read(state: &State, user_id: UserId, span: Span<'_>) -> Result<Read, sq
     let mut tx = state.pool.begin_with("begin isolation level repeatable read, read only").await?;
     let read = match events::page(&mut tx, user_id, span, PAGE).await? {
         Ok(Page { entries, through, more }) => {
-            let frames = frames::render(&mut tx, &state.keys, &entries).await?;
+            let frames = render::render(&mut tx, &state.keys, user_id, &entries).await?;
             Read::Page { through, more, frames }
         }
         Err(lost) => Read::Lost { newest: events::newest(&mut tx).await?, reason: lost.into() },

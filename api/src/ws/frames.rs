@@ -1,20 +1,15 @@
-//! What a client is sent: frames, rendered from the rows that events refer to, as these are now.
-
-use std::collections::{HashMap, HashSet};
+//! What a client is sent.
 
 use serde::Serialize;
 use shared::{
-    chat::{self, ChatError},
-    events::{Entry, EventKind, Lost, Position},
-    ids::{ConversationId, MessageId, UserId},
-    seal::KeyRing,
+    events::{Lost, Position},
+    ids::{ConversationId, MessageId, ReactionId, UserId},
 };
-use sqlx::PgConnection;
-use uuid::Uuid;
 
+use super::calls::CallFrame;
 use crate::{
     conversations::ConversationBody,
-    messages::{MatrixBody, MessageBody},
+    messages::{MatrixBody, MessageBody, ReactionBody},
     problem::Problem,
 };
 
@@ -87,6 +82,29 @@ pub(crate) enum Frame {
         conversation_id: ConversationId,
         user_id: UserId,
     },
+    ReactionAdded(ReactionFrame),
+    ReactionRemoved(ReactionFrame),
+    #[serde(untagged)]
+    Call {
+        #[serde(flatten)]
+        call: CallFrame,
+        cursor: Position,
+        conversation_id: ConversationId,
+    },
+}
+
+/// A reaction that came or went.
+#[derive(Debug, Serialize)]
+pub(crate) struct ReactionFrame {
+    pub(crate) cursor: Position,
+    pub(crate) conversation_id: ConversationId,
+    pub(crate) message_id: MessageId,
+    pub(crate) reaction_id: ReactionId,
+    pub(crate) user_id: UserId,
+    /// None once it was removed.
+    pub(crate) key: Option<String>,
+    /// All that stand by now, as the message has them.
+    pub(crate) reactions: Vec<ReactionBody>,
 }
 
 /// Why a client must read anew what it shows.
@@ -137,95 +155,9 @@ impl Frame {
             Self::ConversationNew { .. } => "ConversationNew",
             Self::MemberAdded { .. } => "MemberAdded",
             Self::MemberRemoved { .. } => "MemberRemoved",
+            Self::ReactionAdded(_) => "ReactionAdded",
+            Self::ReactionRemoved(_) => "ReactionRemoved",
+            Self::Call { call, .. } => call.name(),
         }
     }
-}
-
-/// Renders events, in their order. To be called in the transaction that has read them: what a reader may see was decided
-/// by its snapshot. What cannot be shown any more is left out.
-pub(crate) async fn render(
-    conn: &mut PgConnection,
-    keys: &KeyRing,
-    entries: &[Entry],
-) -> Result<Vec<Frame>, sqlx::Error> {
-    let mut rows = Rows::read(conn, keys, entries).await?;
-    Ok(entries.iter().filter_map(|entry| rows.frame(entry)).collect())
-}
-
-/// What events refer to.
-struct Rows {
-    messages: HashMap<MessageId, chat::Message>,
-    conversations: HashMap<ConversationId, chat::Conversation>,
-}
-
-impl Rows {
-    async fn read(conn: &mut PgConnection, keys: &KeyRing, entries: &[Entry]) -> Result<Self, sqlx::Error> {
-        let subjects = |kinds: &[EventKind]| -> HashSet<(ConversationId, Uuid)> {
-            let of_kind = entries.iter().filter(|entry| entry.kind.is_some_and(|kind| kinds.contains(&kind)));
-            of_kind.map(|entry| (entry.conversation_id, entry.subject_id)).collect()
-        };
-        let mut messages = HashMap::new();
-        let wanted: Vec<_> = subjects(&[
-            EventKind::MessageNew,
-            EventKind::MessageEdited,
-            EventKind::MessageDeleted,
-            EventKind::MessageDelivery,
-        ])
-        .into_iter()
-        .map(|(conversation_id, id)| (conversation_id, MessageId::from(id)))
-        .collect();
-        if !wanted.is_empty() {
-            for message in chat::messages_of(conn, keys, &wanted).await? {
-                match message {
-                    Ok(message) => {
-                        messages.insert(message.message_id, message);
-                    }
-                    Err(error) => unreadable(&error),
-                }
-            }
-        }
-        let mut conversations = HashMap::new();
-        let wanted: Vec<_> =
-            subjects(&[EventKind::ConversationNew]).into_iter().map(|(conversation_id, _)| conversation_id).collect();
-        if !wanted.is_empty() {
-            for conversation in chat::conversations_of(conn, &wanted).await? {
-                conversations.insert(conversation.conversation_id, conversation);
-            }
-        }
-        Ok(Self { messages, conversations })
-    }
-
-    fn frame(&mut self, entry: &Entry) -> Option<Frame> {
-        let Entry { position: cursor, conversation_id, kind, subject_id } = *entry;
-        Some(match kind? {
-            EventKind::MessageNew => Frame::MessageNew { cursor, conversation_id, message: self.message(entry)? },
-            EventKind::MessageEdited => Frame::MessageEdited { cursor, conversation_id, message: self.message(entry)? },
-            EventKind::MessageDeleted => {
-                Frame::MessageDeleted { cursor, conversation_id, message: self.message(entry)? }
-            }
-            EventKind::MessageDelivery => {
-                let matrix = self.message(entry)?.into_matrix();
-                Frame::MessageDelivery { cursor, conversation_id, message_id: MessageId::from(subject_id), matrix }
-            }
-            EventKind::ConversationNew => {
-                let conversation = Box::new(self.conversations.get(&conversation_id)?.clone().into());
-                Frame::ConversationNew { cursor, conversation_id, conversation }
-            }
-            EventKind::MemberAdded => Frame::MemberAdded { cursor, conversation_id, user_id: UserId::from(subject_id) },
-            EventKind::MemberRemoved => {
-                Frame::MemberRemoved { cursor, conversation_id, user_id: UserId::from(subject_id) }
-            }
-            EventKind::ReactionAdded | EventKind::ReactionRemoved | EventKind::CallSignal => return None,
-        })
-    }
-
-    fn message(&self, entry: &Entry) -> Option<Box<MessageBody>> {
-        self.messages.get(&MessageId::from(entry.subject_id)).map(|message| Box::new(message.clone().into()))
-    }
-}
-
-/// One damaged text must not keep a client from all that follows.
-fn unreadable(error: &ChatError) {
-    metrics::counter!("ws_frames_unreadable_total").increment(1);
-    tracing::error!(%error, "an event is not shown: its content cannot be opened");
 }

@@ -21,11 +21,13 @@ use serde::Deserialize;
 
 use crate::{AppState, MAX_BODY_BYTES, State, auth, problem::ApiError};
 
+mod calls;
 mod connection;
 pub(crate) mod follow;
 mod frames;
 pub(crate) mod hub;
 mod receive;
+mod render;
 
 /// The subprotocol that is answered to clients that offer it. Browsers must be answered one of those they offer.
 const PROTOCOL: &str = "matrix-outbox";

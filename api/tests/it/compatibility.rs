@@ -21,20 +21,27 @@ fn names(value: &Value) -> Vec<String> {
     names
 }
 
-const MESSAGE: [&str; 13] = [
+const MESSAGE: [&str; 20] = [
     "author_id",
     "conversation_id",
     "created_at",
     "deleted_at",
     "edited_at",
+    "formatted",
     "id",
+    "kind",
     "matrix.delivery",
     "matrix.event_id",
     "matrix.room_id",
+    "media",
+    "mentions",
+    "mentions_room",
     "plaintext",
+    "reactions",
     "reply_to",
     "revision",
     "seq",
+    "thread_of",
 ];
 
 const CONVERSATION: [&str; 7] =
@@ -72,6 +79,11 @@ async fn the_paths_and_field_names_that_clients_know_hold() {
     let page = ada.get(&format!("{path}/messages")).await;
     assert_eq!(names(&page), ["messages", "next_cursor"]);
     assert_eq!(names(&page["messages"][0]), MESSAGE);
+    let reaction = format!("{message_path}/reactions/%F0%9F%91%8D");
+    let reacted = grace.call("PUT", &reaction, None).await.expect(201);
+    assert_eq!(names(&reacted), MESSAGE);
+    assert_eq!(names(&reacted["reactions"][0]), ["count", "key", "mine", "user_ids"]);
+    assert_eq!(grace.call("DELETE", &reaction, None).await.status, 204);
     let edited = ada.call("PATCH", &message_path, Some(&json!({"plaintext": "Hello"}))).await.expect(200);
     assert_eq!(names(&edited), MESSAGE);
     let delivery = ada.get(&format!("{message_path}/delivery")).await;

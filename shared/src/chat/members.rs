@@ -23,6 +23,20 @@ pub async fn add_member(conn: &mut PgConnection, turn: &Turn, user_id: UserId) -
     if is_member(conn, turn.conversation_id, user_id).await? {
         return Ok(Membership::Unchanged);
     }
+    begin_stay(conn, turn, user_id).await?;
+    Ok(Membership::Changed(enqueue_change(conn, turn, user_id, Kind::Invite).await?))
+}
+
+/// Removes a user. On Matrix they are removed from the room, if there is or may be one.
+pub async fn remove_member(conn: &mut PgConnection, turn: &Turn, user_id: UserId) -> Result<Membership, ChatError> {
+    if !end_stay(conn, turn, user_id).await? {
+        return Ok(Membership::Unchanged);
+    }
+    Ok(Membership::Changed(enqueue_change(conn, turn, user_id, Kind::Remove).await?))
+}
+
+/// A user belongs to the conversation from the turn's place on.
+pub(crate) async fn begin_stay(conn: &mut PgConnection, turn: &Turn, user_id: UserId) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "insert into conversation_members (conversation_id, user_id, added_seq) values ($1, $2, $3)",
         turn.conversation_id.as_uuid(),
@@ -31,12 +45,11 @@ pub async fn add_member(conn: &mut PgConnection, turn: &Turn, user_id: UserId) -
     )
     .execute(&mut *conn)
     .await?;
-    events::record(conn, turn.conversation_id, EventKind::MemberAdded, user_id.as_uuid()).await?;
-    Ok(Membership::Changed(enqueue_change(conn, turn, user_id, Kind::Invite).await?))
+    events::record(conn, turn.conversation_id, EventKind::MemberAdded, user_id.as_uuid()).await
 }
 
-/// Removes a user. On Matrix they are removed from the room, if there is or may be one.
-pub async fn remove_member(conn: &mut PgConnection, turn: &Turn, user_id: UserId) -> Result<Membership, ChatError> {
+/// A user belongs to the conversation up to the turn's place. False for one who does not belong to it.
+pub(crate) async fn end_stay(conn: &mut PgConnection, turn: &Turn, user_id: UserId) -> Result<bool, sqlx::Error> {
     let removed = sqlx::query!(
         r#"
         update conversation_members set removed_seq = $3
@@ -50,10 +63,10 @@ pub async fn remove_member(conn: &mut PgConnection, turn: &Turn, user_id: UserId
     .await?
     .rows_affected();
     if removed == 0 {
-        return Ok(Membership::Unchanged);
+        return Ok(false);
     }
     events::record(conn, turn.conversation_id, EventKind::MemberRemoved, user_id.as_uuid()).await?;
-    Ok(Membership::Changed(enqueue_change(conn, turn, user_id, Kind::Remove).await?))
+    Ok(true)
 }
 
 /// Enqueues a change of membership at the turn's place.

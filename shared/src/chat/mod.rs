@@ -3,6 +3,8 @@
 //! Every write takes its [`Turn`] first: the conversation's row lock and the next sequence number in one statement. So
 //! the order of commits is the order of sequence numbers, and nothing ever has to be read "since the last seen id".
 
+use std::collections::HashMap;
+
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
@@ -13,14 +15,25 @@ use crate::{
     seal::SealError,
 };
 
+pub(crate) mod content;
 mod members;
 mod messages;
+pub(crate) mod reactions;
 mod rooms;
 
+pub(crate) use content::write_revision;
+pub use content::{Content, MAX_MENTIONS, MAX_WEIGHT, Media, Mentions, MessageKind};
 pub use members::{Membership, add_member, enqueue_membership, remove_member};
+pub(crate) use members::{begin_stay, end_stay};
+pub(crate) use messages::delete_redacted;
 pub use messages::{
     Edited, Message, MessageHead, NewMessage, PageRequest, delete_message, edit_message, find_message, insert_message,
     message, messages, messages_of,
+};
+pub(crate) use reactions::reaction_of_operation;
+pub use reactions::{
+    MAX_REACTIONS, MAX_REACTIONS_OF_ONE, Reacted, Reactions, StoredReaction, Tally, Unreacted, add_reaction,
+    open_reaction_key, reactions_of, remove_reaction,
 };
 pub use rooms::{
     RoomPlan, load_room_mapping, lookup_conversation_by_room_id, replace_room, room_plan, save_room_mapping,
@@ -50,6 +63,15 @@ pub enum ChatError {
     /// The message that is answered is not in the conversation.
     #[error("the message that is answered is not in this conversation")]
     NoSuchReplyTarget,
+    /// The message whose thread is meant is not in the conversation.
+    #[error("the message whose thread is meant is not in this conversation")]
+    NoSuchThread,
+    /// There are as many reactions as are taken.
+    #[error("there are too many reactions to this message")]
+    TooManyReactions,
+    /// It was written on Matrix, by an account of its own: it can only be changed or removed there.
+    #[error("it was written on Matrix: change or remove it there")]
+    MadeOnMatrix,
     /// Content could not be sealed or opened.
     #[error(transparent)]
     Seal(#[from] SealError),
@@ -132,6 +154,17 @@ pub async fn take_turn(
     if is_member(conn, conversation_id, user_id).await? { Ok(turn) } else { Err(ChatError::NotAMember) }
 }
 
+/// The newest sequence number of a conversation; 0 when there is no such conversation.
+pub async fn last_seq(conn: &mut PgConnection, conversation_id: ConversationId) -> Result<i64, sqlx::Error> {
+    let seq = sqlx::query_scalar!(
+        "select last_seq from conversations where conversation_id = $1",
+        conversation_id.as_uuid(),
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(seq.unwrap_or(0))
+}
+
 /// Whether a user belongs to a conversation now.
 pub async fn is_member(
     conn: &mut PgConnection,
@@ -152,6 +185,20 @@ pub async fn is_member(
     .await
 }
 
+/// Somebody in a conversation's room who is no user of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contact {
+    /// The id under which they appear as authors.
+    pub contact_id: UserId,
+    /// Who they are on Matrix.
+    pub matrix_user_id: String,
+    /// What they call themselves there.
+    pub display_name: Option<String>,
+}
+
+/// How many contacts of a conversation are shown.
+const MAX_CONTACTS: i64 = 500;
+
 /// A conversation as its members see it.
 #[derive(Debug, Clone)]
 pub struct Conversation {
@@ -169,6 +216,8 @@ pub struct Conversation {
     pub room_id: Option<RoomId>,
     /// Members whom the homeserver would not have invited.
     pub not_invited: Vec<UserId>,
+    /// Who else is in its room, in the order in which we heard of them.
+    pub contacts: Vec<Contact>,
 }
 
 /// Creates a conversation with its members and its chat lane. The creator becomes a member too.
@@ -263,9 +312,18 @@ pub async fn conversations_of(
 }
 
 async fn read_conversations(conn: &mut PgConnection, ids: &[ConversationId]) -> Result<Vec<Conversation>, sqlx::Error> {
+    struct Row {
+        conversation_id: ConversationId,
+        name: Option<String>,
+        created_by: UserId,
+        created_at: OffsetDateTime,
+        room_id: Option<RoomId>,
+        members: Vec<UserId>,
+        not_invited: Vec<UserId>,
+    }
     let ids: Vec<_> = ids.iter().map(|id| id.as_uuid()).collect();
-    sqlx::query_as!(
-        Conversation,
+    let rows = sqlx::query_as!(
+        Row,
         r#"
         select c.conversation_id as "conversation_id: ConversationId", c.name, c.created_by as "created_by: UserId",
             c.created_at, r.matrix_room_id as "room_id?: RoomId",
@@ -287,6 +345,42 @@ async fn read_conversations(conn: &mut PgConnection, ids: &[ConversationId]) -> 
         "#,
         &ids,
     )
+    .fetch_all(&mut *conn)
+    .await?;
+    let mut contacts: HashMap<ConversationId, Vec<Contact>> = HashMap::new();
+    for row in sqlx::query!(
+        r#"
+        select x.conversation_id as "conversation_id!: ConversationId", x.contact_id as "contact_id!: UserId",
+            x.matrix_user_id as "matrix_user_id!", x.display_name
+        from unnest($1::uuid[]) as c (conversation_id)
+        cross join lateral (
+            select * from conversation_contacts k
+            where k.conversation_id = c.conversation_id and k.present
+            order by k.first_seen_at, k.contact_id
+            limit $2
+        ) x
+        "#,
+        &ids,
+        MAX_CONTACTS,
+    )
     .fetch_all(conn)
-    .await
+    .await?
+    {
+        contacts.entry(row.conversation_id).or_default().push(Contact {
+            contact_id: row.contact_id,
+            matrix_user_id: row.matrix_user_id,
+            display_name: row.display_name,
+        });
+    }
+    let conversation = |row: Row| Conversation {
+        contacts: contacts.remove(&row.conversation_id).unwrap_or_default(),
+        conversation_id: row.conversation_id,
+        name: row.name,
+        created_by: row.created_by,
+        created_at: row.created_at,
+        members: row.members,
+        room_id: row.room_id,
+        not_invited: row.not_invited,
+    };
+    Ok(rows.into_iter().map(conversation).collect())
 }

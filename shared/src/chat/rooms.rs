@@ -91,19 +91,26 @@ pub async fn replace_room(
     old: &RoomId,
     new: &RoomId,
 ) -> Result<bool, sqlx::Error> {
-    let replaced = sqlx::query!(
+    let replaced = sqlx::query_scalar!(
         r#"
-        update matrix_room_mappings
-        set matrix_room_id = $3, predecessor_room_id = $2, created_at = outbox_now(), ready_at = null
-        where conversation_id = $1 and matrix_room_id = $2
+        with replaced as (
+            update matrix_room_mappings
+            set matrix_room_id = $3, predecessor_room_id = $2, created_at = outbox_now(), ready_at = null
+            where conversation_id = $1 and matrix_room_id = $2
+            returning conversation_id
+        ), remembered as (
+            insert into left_rooms (conversation_id, matrix_room_id, left_at)
+            select conversation_id, $2, outbox_now() from replaced
+            on conflict do nothing
+        )
+        select count(*) as "replaced!" from replaced
         "#,
         conversation_id.as_uuid(),
         old.as_str(),
         new.as_str(),
     )
-    .execute(conn)
-    .await?
-    .rows_affected();
+    .fetch_one(conn)
+    .await?;
     Ok(replaced == 1)
 }
 

@@ -12,8 +12,10 @@ use url::Url;
 use crate::{ids::MatrixUserId, seal::KeyRing};
 
 pub mod programs;
+mod sync;
 mod websocket;
 
+pub use sync::{InvitePolicy, SyncArgs, SyncConfig};
 pub use websocket::{WebSocketArgs, WebSocketConfig};
 
 /// What is wrong with one option.
@@ -111,6 +113,9 @@ pub struct MatrixArgs {
     /// Start with a token that has no device, though a retry may then double a message: true or false [default: false]
     #[arg(long, env = "MATRIX_ALLOW_TOKEN_WITHOUT_DEVICE", value_name = "BOOL")]
     pub matrix_allow_token_without_device: Option<String>,
+    /// How to read what happens there.
+    #[command(flatten)]
+    pub sync: SyncArgs,
 }
 
 /// How the API listens and wakes workers.
@@ -190,6 +195,8 @@ pub struct MatrixConfig {
     pub device_id: Option<String>,
     /// Start although the homeserver cannot remember transactions for the token.
     pub allow_token_without_device: bool,
+    /// How to read what happens there.
+    pub sync: SyncConfig,
 }
 
 /// How the worker claims and sends.
@@ -401,6 +408,7 @@ impl Checked {
         let device_id = given(args.matrix_device_id.as_ref()).map(str::to_owned);
         let allow =
             self.flag("MATRIX_ALLOW_TOKEN_WITHOUT_DEVICE", args.matrix_allow_token_without_device.as_ref(), false);
+        let sync = self.sync(&args.sync);
         Some(MatrixConfig {
             homeserver_url: homeserver_url?,
             service_user: service_user?,
@@ -408,6 +416,7 @@ impl Checked {
             device_name,
             device_id,
             allow_token_without_device: allow?,
+            sync: sync?,
         })
     }
 

@@ -6,8 +6,12 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Kind, LaneClass, pause};
+use super::{
+    Kind, LaneClass, Previous, ReactionToSend, Related, pause,
+    related::{Relations, Wanted},
+};
 use crate::{
+    chat::MessageKind,
     failpoint::{Point, reach},
     ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId, UserId, WorkerId},
     seal::Place,
@@ -78,7 +82,7 @@ pub enum Mode {
     Put,
     /// Its earlier attempt is older than the homeserver's memory: look for its marker first, send it only if absent.
     LookUp,
-    /// Its message was deleted after it was handed out: its text must not leave any more. Its transaction id is closed;
+    /// Its message was deleted, or the reaction taken back, after it was handed out: its words must not leave any more. Its transaction id is closed;
     /// where the earlier attempt is older than the homeserver's memory, its marker is looked for first.
     Close {
         /// Look before closing.
@@ -129,11 +133,23 @@ pub struct ClaimedOperation {
     pub maybe_sent_to: Option<RoomId>,
     /// The author of the message.
     pub author_id: Option<UserId>,
-    /// The sealed text of the revision; none once it was wiped.
+    /// What kind of message it is.
+    pub message_kind: Option<MessageKind>,
+    /// The sealed content of the revision; none once it was wiped.
     pub body: Option<Vec<u8>>,
-    /// The operation that sent the message which this one edits.
+    /// True when that is more than a text.
+    pub rich: bool,
+    /// What was sent before, for an edit that is more than a text.
+    pub previous: Option<Previous>,
+    /// The message that this one answers.
+    pub reply_to: Option<Related>,
+    /// The first message of the thread that this one stands in.
+    pub thread_of: Option<Related>,
+    /// The reaction that is sent.
+    pub reaction: Option<ReactionToSend>,
+    /// The operation that sent the message which this one edits or reacts to.
     pub original_outbox_id: Option<OutboxId>,
-    /// The event which this one edits, once known, and the room that has it.
+    /// The event which this one edits or reacts to, once known, and the room that has it.
     pub original: Option<(EventId, RoomId)>,
     /// What a redaction is aimed at.
     pub target: Option<Target>,
@@ -155,7 +171,7 @@ pub struct Target {
 /// As whom and since when something may stand in a room.
 #[derive(Debug, Clone)]
 pub struct MaybeSent {
-    /// What it was: a message or an edit.
+    /// What it was: a message, an edit or a reaction.
     pub kind: Kind,
     /// The revision that it carried.
     pub revision: Option<i32>,
@@ -342,7 +358,11 @@ struct DueRow {
     author_id: Option<UserId>,
     deleted: bool,
     original_outbox_id: Option<OutboxId>,
+    message_kind: Option<MessageKind>,
+    reply_to: Option<MessageId>,
+    thread_of: Option<MessageId>,
     body: Option<Vec<u8>>,
+    rich: Option<bool>,
     original_event_id: Option<EventId>,
     original_room_id: Option<RoomId>,
     target_event_id: Option<EventId>,
@@ -377,8 +397,12 @@ async fn due_operations(
             s.event_id as "known_event_id?: EventId",
             m.author_id as "author_id?: UserId", m.deleted_at is not null as "deleted!",
             m.send_outbox_id as "original_outbox_id?: OutboxId",
-            r.body as "body?", original.event_id as "original_event_id?: EventId",
-            original.room_id as "original_room_id?: RoomId",
+            m.kind as "message_kind?: MessageKind", m.reply_to as "reply_to?: MessageId",
+            m.thread_of as "thread_of?: MessageId", r.body as "body?", r.rich as "rich?",
+            coalesce(original.event_id, case when m.origin = 'matrix' then m.matrix_event_id end)
+                as "original_event_id: EventId",
+            coalesce(original.room_id, case when m.origin = 'matrix' then room.matrix_room_id end)
+                as "original_room_id: RoomId",
             target.event_id as "target_event_id?: EventId", target.room_id as "target_room_id?: RoomId",
             w.sender as "target_sender?", w.device as "target_device?", w.maybe_sent_at as "target_maybe_sent_at?",
             w.withdrawn_at as "target_withdrawn_at?",
@@ -417,9 +441,14 @@ async fn due_operations(
         i64::from(request.operations),
         now,
     )
-    .fetch_all(conn)
+    .fetch_all(&mut *conn)
     .await?;
 
+    let mut wanted = Wanted::default();
+    for row in &rows {
+        row.relates(&mut wanted);
+    }
+    let relations = wanted.read(conn).await?;
     let mut batches = Batches::new();
     let mut cut_off = None;
     for row in rows {
@@ -433,7 +462,7 @@ async fn due_operations(
         };
         let batch = batches.entry(key).or_default();
         batch.0.clone_from(&row.room_id);
-        batch.1.push(row.into_operation(kind, request, now));
+        batch.1.push(row.into_operation(kind, request, now, &relations));
     }
     Ok(batches)
 }
@@ -443,7 +472,26 @@ async fn due_operations(
 const UNTRIED: time::Duration = time::Duration::minutes(30);
 
 impl DueRow {
-    fn into_operation(self, kind: Kind, request: &ClaimRequest, now: OffsetDateTime) -> ClaimedOperation {
+    /// What else has to be read for it.
+    fn relates(&self, wanted: &mut Wanted) {
+        match Kind::parse(&self.kind) {
+            Some(Kind::Message) => {
+                wanted.message(self.conversation_id, self.reply_to);
+                wanted.message(self.conversation_id, self.thread_of);
+            }
+            Some(Kind::Edit) if self.rich == Some(true) => wanted.before(self.conversation_id, self.outbox_id),
+            Some(Kind::React) => wanted.reaction(self.conversation_id, self.outbox_id),
+            _ => {}
+        }
+    }
+
+    fn into_operation(
+        self,
+        kind: Kind,
+        request: &ClaimRequest,
+        now: OffsetDateTime,
+        relations: &Relations,
+    ) -> ClaimedOperation {
         // As the row will have it: see `fix_senders`.
         let fixed = self.sender.zip(self.device).filter(|_| self.maybe_sent_at.is_some());
         let (sender, device) = fixed.unwrap_or_else(|| (request.sender.clone(), request.device.clone()));
@@ -453,9 +501,16 @@ impl DueRow {
         let is_old = |since: OffsetDateTime| now - since > request.dedupe_window;
         let foreign = self.maybe_sent_at.is_some() && is_foreign(&sender, &device);
         let old = foreign || self.maybe_sent_at.is_some_and(is_old);
+        let reaction = relations.reaction(self.conversation_id, self.outbox_id);
+        // Words that are gone must not leave any more.
+        let unwanted = match kind {
+            Kind::Message | Kind::Edit => self.deleted,
+            Kind::React => self.deleted || reaction.as_ref().is_none_or(|reaction| reaction.key.is_none()),
+            Kind::Redact | Kind::Invite | Kind::Remove => false,
+        };
         let mode = match self.known_event_id {
             Some(event_id) => Mode::Known(event_id),
-            None if kind.carries_text() && self.deleted => Mode::Close { look_up: old },
+            None if unwanted => Mode::Close { look_up: old },
             None if old && !kind.is_state() => Mode::LookUp,
             None => Mode::Put,
         };
@@ -496,7 +551,13 @@ impl DueRow {
             maybe_sent_at: self.maybe_sent_at,
             maybe_sent_to: self.predecessor_room_id,
             author_id: self.author_id,
+            message_kind: self.message_kind,
             body: self.body,
+            rich: self.rich.unwrap_or_default(),
+            previous: relations.before(self.conversation_id, self.outbox_id),
+            reply_to: relations.message(self.conversation_id, self.reply_to),
+            thread_of: relations.message(self.conversation_id, self.thread_of),
+            reaction,
             original_outbox_id: self.original_outbox_id,
             original: self.original_event_id.zip(self.original_room_id),
             target,
@@ -532,43 +593,4 @@ async fn fix_senders(conn: &mut PgConnection, request: &ClaimRequest, batches: &
     .execute(conn)
     .await?;
     Ok(())
-}
-
-/// Extends leases that have not lapsed. Returns the claims whose lease was not extended: those that are no longer held,
-/// and those whose lane somebody has locked just now. Waiting for that one would hold up all others.
-pub async fn renew(
-    conn: &mut PgConnection,
-    worker_id: WorkerId,
-    claims: &[LaneClaim],
-    lease: Duration,
-) -> Result<Vec<LaneClaim>, sqlx::Error> {
-    let conversations: Vec<Uuid> = claims.iter().map(|claim| claim.conversation_id.as_uuid()).collect();
-    let lanes: Vec<Uuid> = claims.iter().map(|claim| claim.lane_id.as_uuid()).collect();
-    let epochs: Vec<i64> = claims.iter().map(|claim| claim.epoch).collect();
-    let renewed = sqlx::query!(
-        r#"
-        with mine as (
-            select l.conversation_id, l.lane_id
-            from lanes l
-            join unnest($1::uuid[], $2::uuid[], $3::bigint[]) as c (conversation_id, lane_id, epoch)
-                on l.conversation_id = c.conversation_id and l.lane_id = c.lane_id and l.epoch = c.epoch
-            where l.owner = $4 and l.leased_until > outbox_now()
-            for no key update of l skip locked
-        )
-        update lanes l
-        set leased_until = outbox_now() + make_interval(secs => $5)
-        from mine
-        where l.conversation_id = mine.conversation_id and l.lane_id = mine.lane_id
-        returning l.conversation_id as "conversation_id: ConversationId", l.lane_id as "lane_id: LaneId"
-        "#,
-        &conversations,
-        &lanes,
-        &epochs,
-        worker_id.as_uuid(),
-        lease.as_secs_f64(),
-    )
-    .fetch_all(conn)
-    .await?;
-    let held: std::collections::HashSet<_> = renewed.iter().map(|row| (row.conversation_id, row.lane_id)).collect();
-    Ok(claims.iter().filter(|claim| !held.contains(&(claim.conversation_id, claim.lane_id))).copied().collect())
 }

@@ -51,8 +51,8 @@ pub async fn discard(
     Ok(discard_all(conn, conversation_id, &[outbox_id]).await?.gone.len() as u64)
 }
 
-/// Discards operations: dead letters, with the edits that were parked for them, and those live ones that hold their lane
-/// and carry no text that anybody wants. What may have brought a text to Matrix is remembered, so that late evidence and
+/// Discards operations: dead letters, with the edits and reactions that were parked for them, and those live ones that hold their lane
+/// and carry no words that anybody wants. What may have brought a text to Matrix is remembered, so that late evidence and
 /// a later delete still find it.
 pub async fn discard_all(
     conn: &mut PgConnection,
@@ -110,7 +110,8 @@ async fn discard_dead(conn: &mut PgConnection, turn: &Turn, ids: &[Uuid]) -> Res
             union
             select e.outbox_id
             from chosen c
-            join dead_letters e on e.conversation_id = $1 and e.subject_id = c.subject_id and e.kind = 'edit'
+            join dead_letters e on e.conversation_id = $1 and e.subject_id = c.subject_id
+                and e.kind in ('edit', 'react')
             where c.kind = 'message'
         ), gone as (
             delete from dead_letters d
@@ -155,7 +156,10 @@ async fn discard_live(
             exists (
                 select 1 from messages m
                 where m.conversation_id = $1 and m.message_id = o.subject_id and m.deleted_at is not null
-            ) as "deleted!",
+            ) or (o.kind = 'react' and not exists (
+                select 1 from message_reactions r
+                where r.conversation_id = $1 and r.send_outbox_id = o.outbox_id and r.removed_at is null
+            )) as "deleted!",
             exists (
                 select 1 from sent_events s where s.conversation_id = $1 and s.outbox_id = o.outbox_id
             ) as "sent!"
@@ -172,7 +176,7 @@ async fn discard_live(
     for live in named {
         // What only a newer release knows is left to that release.
         let kind = Kind::parse(&live.kind);
-        let unwanted = kind.is_some_and(|kind| !kind.carries_text() || live.deleted);
+        let unwanted = kind.is_some_and(|kind| !kind.carries_words() || live.deleted);
         let refusal = match () {
             () if live.sent => Some(Refusal::NotDead),
             () if !live.held => Some(Refusal::NotHeld),
@@ -221,7 +225,7 @@ async fn withdraw_live(conn: &mut PgConnection, turn: &Turn, outbox_id: OutboxId
             select conversation_id, lane_id, outbox_id, kind, subject_id, revision, perhaps_sent_at, sender, device,
                 'discarded', $3
             from gone
-            where perhaps_sent_at is not null and kind in ('message', 'edit')
+            where perhaps_sent_at is not null and kind in ('message', 'edit', 'react')
             on conflict do nothing
         ), told as (
             insert into events (conversation_id, kind, subject_id)

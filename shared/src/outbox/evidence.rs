@@ -75,13 +75,27 @@ pub(super) async fn record(
             evidence.outbox_id.as_uuid(),
             evidence.event_id.as_str(),
         )
+        .execute(&mut *conn)
+        .await?;
+    }
+    if first && evidence.kind == Kind::React {
+        sqlx::query!(
+            r#"
+            update message_reactions set matrix_event_id = $3, matrix_room_id = $4
+            where conversation_id = $1 and send_outbox_id = $2 and matrix_event_id is null
+            "#,
+            conversation_id.as_uuid(),
+            evidence.outbox_id.as_uuid(),
+            evidence.event_id.as_str(),
+            evidence.room_id.as_str(),
+        )
         .execute(conn)
         .await?;
     }
     Ok(first)
 }
 
-/// Takes evidence from whoever brings it outside of a settle: an echo, or a worker whose lease is gone.
+/// Takes evidence from whoever brings it outside of a settle: a worker whose lease is gone.
 ///
 /// In a transaction of its own. The operation may be live (also while another worker leases the lane), dead, or given up.
 pub async fn late_evidence(
@@ -90,7 +104,18 @@ pub async fn late_evidence(
     lane_id: LaneId,
     evidence: &Evidence,
 ) -> Result<bool, sqlx::Error> {
-    let Some(turn) = chat::lock_conversation(conn, conversation_id).await? else { return Ok(false) };
+    let Some(mut turn) = chat::lock_conversation(conn, conversation_id).await? else { return Ok(false) };
+    evidence_in_turn(conn, &mut turn, lane_id, evidence).await
+}
+
+/// The same for who has the conversation's turn already: an echo. What it enqueues takes a place of its own.
+pub(crate) async fn evidence_in_turn(
+    conn: &mut PgConnection,
+    turn: &mut Turn,
+    lane_id: LaneId,
+    evidence: &Evidence,
+) -> Result<bool, sqlx::Error> {
+    let conversation_id = turn.conversation_id;
     lock_lane(conn, conversation_id, lane_id).await?;
     if !record(conn, conversation_id, evidence).await? {
         return Ok(false);
@@ -124,7 +149,12 @@ pub async fn late_evidence(
     .execute(&mut *conn)
     .await?;
     if evidence.kind.carries_text() {
-        follow_up(conn, &turn, lane_id, evidence).await?;
+        turn.advance(conn).await?;
+        follow_up(conn, turn, lane_id, evidence).await?;
+    }
+    if evidence.kind == Kind::React {
+        turn.advance(conn).await?;
+        redact_if_removed(conn, turn, lane_id, evidence).await?;
     }
     Ok(true)
 }
@@ -192,6 +222,57 @@ async fn follow_up(
     Ok(())
 }
 
+/// Enqueues the redaction of a reaction that was removed and turned out to stand in its room. Where its message was
+/// deleted it is shown no more.
+async fn redact_if_removed(
+    conn: &mut PgConnection,
+    turn: &Turn,
+    lane_id: LaneId,
+    evidence: &Evidence,
+) -> Result<(), sqlx::Error> {
+    let lacking = sqlx::query_scalar!(
+        r#"
+        select r.removed_at is not null and m.deleted_at is null
+            and not exists (
+                select 1 from outbox o
+                where o.conversation_id = $1 and o.subject_id = r.message_id and o.kind = 'redact'
+                    and o.target_outbox_id = $2
+            ) and not exists (
+                select 1 from sent_events s
+                where s.conversation_id = $1 and s.subject_id = r.message_id and s.kind = 'redact'
+                    and s.target_outbox_id = $2
+            ) as "lacking!"
+        from message_reactions r
+        join messages m on m.conversation_id = r.conversation_id and m.message_id = r.message_id
+        where r.conversation_id = $1 and r.send_outbox_id = $2
+        "#,
+        turn.conversation_id.as_uuid(),
+        evidence.outbox_id.as_uuid(),
+    )
+    .fetch_optional(&mut *conn)
+    .await?;
+    if lacking != Some(true) {
+        return Ok(());
+    }
+    tracing::info!(
+        conversation.id = %turn.conversation_id,
+        message.id = %MessageId::from(evidence.subject_id),
+        "late evidence of a reaction that was removed: its redaction is enqueued"
+    );
+    let operation = Operation {
+        outbox_id: OutboxId::generate(),
+        lane_id,
+        kind: Kind::Redact,
+        subject_id: evidence.subject_id,
+        revision: None,
+        target_outbox_id: Some(evidence.outbox_id),
+        expires_at: None,
+        trace: None,
+    };
+    enqueue(conn, turn, &operation).await?;
+    Ok(())
+}
+
 /// Takes the news that our own account changed the membership of a user: `present` says which way.
 ///
 /// State operations have no transaction ids, so a removal whose sender gave it up may arrive after the invitation that
@@ -205,7 +286,18 @@ pub async fn membership_echo(
     user_id: UserId,
     present: bool,
 ) -> Result<bool, sqlx::Error> {
-    let Some(turn) = chat::lock_conversation(conn, conversation_id).await? else { return Ok(false) };
+    let Some(mut turn) = chat::lock_conversation(conn, conversation_id).await? else { return Ok(false) };
+    membership_echo_in_turn(conn, &mut turn, user_id, present).await
+}
+
+/// The same for who has the conversation's turn already.
+pub(crate) async fn membership_echo_in_turn(
+    conn: &mut PgConnection,
+    turn: &mut Turn,
+    user_id: UserId,
+    present: bool,
+) -> Result<bool, sqlx::Error> {
+    let conversation_id = turn.conversation_id;
     lock_lane(conn, conversation_id, LaneId::from(conversation_id)).await?;
     let wanted = chat::is_member(conn, conversation_id, user_id).await?;
     if wanted == present {
@@ -228,6 +320,7 @@ pub async fn membership_echo(
         return Ok(false);
     }
     let kind = if wanted { Kind::Invite } else { Kind::Remove };
-    chat::enqueue_membership(conn, &turn, user_id, kind).await?;
+    turn.advance(conn).await?;
+    chat::enqueue_membership(conn, turn, user_id, kind).await?;
     Ok(true)
 }

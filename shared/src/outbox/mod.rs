@@ -52,6 +52,9 @@ mod list;
 mod outcome;
 mod park;
 mod pause;
+mod proofs;
+mod related;
+mod renew;
 mod revise;
 mod settle;
 mod show;
@@ -59,11 +62,12 @@ mod view;
 mod words;
 
 pub use claim::{
-    Claim, ClaimRequest, Claimed, ClaimedOperation, LaneClaim, MaybeSent, Mode, Target, claim, oldest_due, renew,
+    Claim, ClaimRequest, Claimed, ClaimedOperation, LaneClaim, MaybeSent, Mode, Target, claim, oldest_due,
 };
 pub use discard::{Discard, Discarded, discard, discard_all};
 pub use enqueue::{Operation, enqueue};
 pub use evidence::{Evidence, late_evidence, membership_echo};
+pub(crate) use evidence::{evidence_in_turn, membership_echo_in_turn};
 pub use expire::expire;
 pub use gauges::{COUNTED_LETTERS, ClassGauges, Gauges, gauges};
 pub use list::{
@@ -78,7 +82,9 @@ pub use park::{
 pub use pause::{
     COUNTED_LANES, GoingOn, HeldBatch, hold, lanes_due, pause, pause_lanes, resume, resume_held, resume_lanes, unpause,
 };
-pub use revise::{Deletion, delete, edit};
+pub use related::{Previous, ReactionToSend, Related};
+pub use renew::renew;
+pub use revise::{Deletion, Sending, delete, edit, react, unreact};
 pub use settle::{Settled, Settlement, settle};
 pub use show::{Death, Found, MessageFacts, Place, Shown, Withdrawal, find, message_facts, show};
 pub use view::{AttemptView, Delivery, Explanation, explain};
@@ -123,6 +129,8 @@ pub enum Kind {
     Edit,
     /// Redacts the event of another operation.
     Redact,
+    /// Sends a reaction to a message.
+    React,
     /// Invites a member (state).
     Invite,
     /// Removes a member (state).
@@ -130,7 +138,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 5] = [Self::Message, Self::Edit, Self::Redact, Self::Invite, Self::Remove];
+    const ALL: [Self; 6] = [Self::Message, Self::Edit, Self::Redact, Self::React, Self::Invite, Self::Remove];
 
     /// As in the database, in metrics and for people.
     pub const fn as_str(self) -> &'static str {
@@ -138,6 +146,7 @@ impl Kind {
             Self::Message => "message",
             Self::Edit => "edit",
             Self::Redact => "redact",
+            Self::React => "react",
             Self::Invite => "invite",
             Self::Remove => "remove",
         }
@@ -151,6 +160,12 @@ impl Kind {
     /// True for what carries a message's text.
     pub const fn carries_text(self) -> bool {
         matches!(self, Self::Message | Self::Edit)
+    }
+
+    /// True for what carries somebody's words, be it a message's text or a reaction's key: once those are gone, it must
+    /// not be sent any more.
+    pub const fn carries_words(self) -> bool {
+        self.carries_text() || matches!(self, Self::React)
     }
 
     /// True for what changes membership: it looks, and acts only if the room differs.

@@ -68,7 +68,7 @@ pub enum Refusal {
     Discarded,
     /// It may have been sent, and a newer edit has replaced its text: sending it again would bring the old text back.
     Superseded,
-    /// The message that it edits is dead: requeue that one, and this comes back with it.
+    /// The message that it edits or reacts to is dead: requeue that one, and this comes back with it.
     ParentDead,
     /// It is live, and its lane is not held.
     NotHeld,
@@ -76,7 +76,7 @@ pub enum Refusal {
     Leased,
     /// It is live, and others of its lane come before it.
     NotFirst,
-    /// It is live, and carries the text of a message that was not deleted.
+    /// It is live, and carries words that were not deleted.
     Wanted,
     /// It is a message, whose operations are live: what is live is discarded by its own id only.
     Unnamed,
@@ -91,10 +91,10 @@ impl Refusal {
             Self::Deleted => "its message was deleted, and its text is gone",
             Self::Discarded => "it was discarded",
             Self::Superseded => "it may have been sent, and a newer edit has replaced its text",
-            Self::ParentDead => "the message that it edits is dead: requeue that one, and this comes back with it",
+            Self::ParentDead => "the message that it belongs to is dead: requeue that one, and this comes back with it",
             Self::NotHeld => {
                 "it is live, and its lane is not held: only the first operation of a held lane can be discarded, if it is \
-                 a redaction, a removal, an invitation, or of a deleted message"
+                 a redaction, a removal, an invitation, or of a deleted message or reaction"
             }
             Self::Leased => {
                 "it is live, and a worker has its lane just now: try again when that has finished, or its lease is over"
@@ -165,13 +165,13 @@ pub struct Requeue {
 /// What became of a wish to requeue one dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Requeued {
-    /// So many operations are live again: the dead letter, and the edits that were parked with it.
+    /// So many operations are live again: the dead letter, and the edits and reactions that were parked with it.
     Back(u64),
     /// There is no such dead letter.
     NotDead,
     /// It may have been sent, and a newer edit has replaced its text: sending it again would bring the old text back.
     Superseded,
-    /// The message that it edits is dead: requeue that one, and this comes back with it.
+    /// The message that it edits or reacts to is dead: requeue that one, and this comes back with it.
     ParentDead,
 }
 
@@ -193,7 +193,7 @@ pub async fn requeue(
 
 /// Brings dead letters back to their places: before everything of their lane that was not yet handed out.
 ///
-/// A message takes its parked edits along. An edit that was never sent takes the message's newest text. Of more than
+/// A message takes its parked edits along, and the reactions to it. An edit that was never sent takes the message's newest text. Of more than
 /// [`MOST_LETTERS`] the first come.
 pub async fn requeue_all(
     conn: &mut PgConnection,
@@ -279,13 +279,13 @@ fn unknown(selection: Selection<'_>, seen: &[Uuid]) -> Vec<Refused> {
 
 struct Chosen {
     letter: Letter,
-    /// The dead message that it edits.
+    /// The dead message that it edits or reacts to.
     parent: Option<OutboxId>,
     /// It is an edit that may have been sent, and carries an older text.
     superseded: bool,
 }
 
-/// The dead letters of a selection and the edits of its messages, in the order of their lanes and places.
+/// The dead letters of a selection with the edits of its messages and the reactions to them, in the order of their lanes and places.
 async fn choose(
     conn: &mut PgConnection,
     conversation_id: ConversationId,
@@ -307,7 +307,8 @@ async fn choose(
             union
             select e.outbox_id
             from chosen c
-            join dead_letters e on e.conversation_id = $1 and e.subject_id = c.subject_id and e.kind = 'edit'
+            join dead_letters e on e.conversation_id = $1 and e.subject_id = c.subject_id
+                and e.kind in ('edit', 'react')
             where c.kind = 'message'
         )
         select d.outbox_id as "outbox_id: OutboxId", d.lane_id as "lane_id: LaneId", d.seq, d.kind, d.subject_id,
@@ -316,7 +317,8 @@ async fn choose(
                 as "superseded!"
         from taken t
         join dead_letters d on d.conversation_id = $1 and d.outbox_id = t.outbox_id
-        left join messages m on m.conversation_id = $1 and m.message_id = d.subject_id and d.kind = 'edit'
+        left join messages m on m.conversation_id = $1 and m.message_id = d.subject_id
+            and d.kind in ('edit', 'react')
         left join dead_letters p on p.conversation_id = $1 and p.outbox_id = m.send_outbox_id
         order by d.lane_id <> d.conversation_id, d.lane_id, d.seq
         "#,

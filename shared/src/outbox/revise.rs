@@ -1,4 +1,4 @@
-//! Edits and deletes: what becomes of the operations of a message when its author changes their mind.
+//! Edits, deletes and reactions: what becomes of the operations of a message when its author changes their mind.
 //!
 //! The table goes by the state of *each operation* of the message, not by its first:
 //!
@@ -10,6 +10,19 @@
 //! | dead, perhaps sent | a dead edit carries the new text, for the requeue | goes; a redaction follows |
 //! | given up, perhaps sent | nothing | a redaction follows |
 //! | never enqueued | nothing | nothing |
+//!
+//! And of a reaction, whose operation goes by its own state and by that of the message's:
+//!
+//! | it is | reacting, when the message's own operation is | taking the reaction back, when the reaction's is |
+//! |---|---|---|
+//! | waiting | an operation follows | goes, as if it had never been |
+//! | handed or delivered | an operation follows | a redaction follows |
+//! | dead, certainly not sent | a dead letter beside the message's | goes |
+//! | dead, perhaps sent | a dead letter beside the message's | goes; a redaction follows |
+//! | given up, perhaps sent | nothing | a redaction follows |
+//! | never enqueued | nothing; an operation if the message came from Matrix | nothing |
+//!
+//! With the message waiting and dead reactions to it go; those that left are shown with it or not at all.
 //!
 //! Waiting means: after the lane's `frozen_through`, and never perhaps sent. Both sides, this one and the claim, hold the
 //! lane's row lock when they ask.
@@ -51,7 +64,7 @@ struct Known {
     state: State,
 }
 
-/// Locks the lane and says where each operation that carries text of the message stands, oldest first: their ids are
+/// Locks the lane and says where each operation stands that carries words of the message or of a reaction to it, oldest first: their ids are
 /// UUIDs v7. Two statements: the second
 /// sees what whoever held the lane before has committed.
 async fn operations(
@@ -89,7 +102,7 @@ async fn operations(
     Ok(rows
         .into_iter()
         .filter_map(|row| {
-            let kind = Kind::parse(&row.kind).filter(|kind| kind.carries_text())?;
+            let kind = Kind::parse(&row.kind).filter(|kind| kind.carries_words())?;
             let state = match row.place.as_str() {
                 "outbox" if row.thawed && !row.maybe_sent => State::Waiting,
                 "outbox" | "sent_events" => State::HandedOrSent,
@@ -156,7 +169,17 @@ pub async fn edit(
             if let Some(parked) = edits(State::Dead { maybe_sent: false }).first() {
                 carry_dead(conn, turn, *parked, revision).await?;
             } else {
-                park_edit(conn, turn, lane_id, message_id, revision, trace).await?;
+                let operation = Operation {
+                    outbox_id: OutboxId::generate(),
+                    lane_id,
+                    kind: Kind::Edit,
+                    subject_id: message_id.as_uuid(),
+                    revision: Some(revision),
+                    target_outbox_id: None,
+                    expires_at: None,
+                    trace,
+                };
+                park(conn, turn, &operation).await?;
             }
             Ok(false)
         }
@@ -164,11 +187,13 @@ pub async fn edit(
     }
 }
 
-/// What a delete of a message changes: called when its texts are wiped, under the conversation's lock.
+/// What a delete of a message changes: called when its texts are wiped, under the conversation's lock. `redacted` is the
+/// operation whose event somebody else has redacted already.
 pub async fn delete(
     conn: &mut PgConnection,
     turn: &mut Turn,
     message_id: MessageId,
+    redacted: Option<OutboxId>,
     trace: Option<&str>,
 ) -> Result<Deletion, sqlx::Error> {
     let lane_id = LaneId::from(turn.conversation_id);
@@ -181,26 +206,140 @@ pub async fn delete(
         if let State::Dead { .. } = operation.state {
             withdraw_dead(conn, turn, operation.outbox_id).await?;
         }
-        if matches!(operation.state, State::Waiting | State::Dead { maybe_sent: false }) {
+        // What has reacted to the message keeps its event: it is shown with the message or not at all.
+        let gone = matches!(operation.state, State::Waiting | State::Dead { maybe_sent: false });
+        if gone || !operation.kind.carries_text() || redacted == Some(operation.outbox_id) {
             continue;
         }
         if deletion == Deletion::Redacting {
             turn.advance(conn).await?;
         }
         deletion = Deletion::Redacting;
-        let redaction = Operation {
-            outbox_id: OutboxId::generate(),
-            lane_id,
-            kind: Kind::Redact,
-            subject_id: message_id.as_uuid(),
-            revision: None,
-            target_outbox_id: Some(operation.outbox_id),
-            expires_at: None,
-            trace: trace.map(str::to_owned),
-        };
-        enqueue(conn, turn, &redaction).await?;
+        let trace = trace.map(str::to_owned);
+        enqueue(conn, turn, &redaction(message_id, lane_id, operation.outbox_id, trace)).await?;
     }
     Ok(deletion)
+}
+
+/// What was enqueued for a reaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sending {
+    /// Nothing: the message never was and never will be on Matrix, or another operation stands for the reaction.
+    Nothing,
+    /// An operation that waits as a dead letter, with the message's.
+    Parked(OutboxId),
+    /// An operation; and how many live ones the lane has now.
+    Enqueued(OutboxId, i32),
+}
+
+impl Sending {
+    /// The operation.
+    pub const fn outbox_id(self) -> Option<OutboxId> {
+        match self {
+            Self::Nothing => None,
+            Self::Parked(outbox_id) | Self::Enqueued(outbox_id, _) => Some(outbox_id),
+        }
+    }
+
+    /// How many live operations the lane has now, if there is one more.
+    pub const fn open(self) -> Option<i32> {
+        match self {
+            Self::Nothing | Self::Parked(_) => None,
+            Self::Enqueued(_, open) => Some(open),
+        }
+    }
+}
+
+/// Enqueues the operation of a reaction to a message, unless one of those that stand for the same key still does: under
+/// the conversation's lock.
+pub async fn react(
+    conn: &mut PgConnection,
+    turn: &Turn,
+    message_id: MessageId,
+    standing: &[OutboxId],
+) -> Result<Sending, sqlx::Error> {
+    let lane_id = LaneId::from(turn.conversation_id);
+    let known = operations(conn, turn, lane_id, message_id).await?;
+    let stands = |known: &Known| standing.contains(&known.outbox_id) && known.state != State::Withdrawn;
+    if known.iter().any(stands) {
+        return Ok(Sending::Nothing);
+    }
+    let message = sqlx::query!(
+        r#"
+        select origin = 'matrix' as "from_matrix!", send_outbox_id as "send_outbox_id: OutboxId"
+        from messages where conversation_id = $1 and message_id = $2
+        "#,
+        turn.conversation_id.as_uuid(),
+        message_id.as_uuid(),
+    )
+    .fetch_one(&mut *conn)
+    .await?;
+    let send = known.iter().find(|known| Some(known.outbox_id) == message.send_outbox_id);
+    let state = send.map(|send| send.state);
+    let outbox_id = OutboxId::generate();
+    let operation = Operation {
+        outbox_id,
+        lane_id,
+        kind: Kind::React,
+        subject_id: message_id.as_uuid(),
+        revision: None,
+        target_outbox_id: None,
+        expires_at: None,
+        trace: None,
+    };
+    match state {
+        Some(State::Waiting | State::HandedOrSent) => {
+            Ok(Sending::Enqueued(outbox_id, enqueue(conn, turn, &operation).await?))
+        }
+        None if message.from_matrix => Ok(Sending::Enqueued(outbox_id, enqueue(conn, turn, &operation).await?)),
+        Some(State::Dead { .. }) => {
+            park(conn, turn, &operation).await?;
+            Ok(Sending::Parked(outbox_id))
+        }
+        Some(State::Withdrawn) | None => Ok(Sending::Nothing),
+    }
+}
+
+/// What taking a reaction back changes: called when its key is wiped, under the conversation's lock. True when its
+/// redaction was enqueued.
+pub async fn unreact(
+    conn: &mut PgConnection,
+    turn: &Turn,
+    message_id: MessageId,
+    outbox_id: OutboxId,
+) -> Result<bool, sqlx::Error> {
+    let lane_id = LaneId::from(turn.conversation_id);
+    let known = operations(conn, turn, lane_id, message_id).await?;
+    let Some(reaction) = known.iter().find(|known| known.outbox_id == outbox_id) else { return Ok(false) };
+    match reaction.state {
+        State::Waiting => {
+            remove_waiting(conn, turn, lane_id, &[outbox_id.as_uuid()]).await?;
+            return Ok(false);
+        }
+        State::Dead { maybe_sent } => {
+            withdraw_dead(conn, turn, outbox_id).await?;
+            if !maybe_sent {
+                return Ok(false);
+            }
+        }
+        State::HandedOrSent | State::Withdrawn => {}
+    }
+    enqueue(conn, turn, &redaction(message_id, lane_id, outbox_id, None)).await?;
+    Ok(true)
+}
+
+/// The redaction of what an operation brought about.
+fn redaction(message_id: MessageId, lane_id: LaneId, target: OutboxId, trace: Option<String>) -> Operation {
+    Operation {
+        outbox_id: OutboxId::generate(),
+        lane_id,
+        kind: Kind::Redact,
+        subject_id: message_id.as_uuid(),
+        revision: None,
+        target_outbox_id: Some(target),
+        expires_at: None,
+        trace,
+    }
 }
 
 /// A live operation carries another revision.
@@ -285,29 +424,23 @@ async fn withdraw_dead(conn: &mut PgConnection, turn: &Turn, outbox_id: OutboxId
     Ok(())
 }
 
-/// An edit of a message that is dead but may have been sent waits with it for the requeue.
-async fn park_edit(
-    conn: &mut PgConnection,
-    turn: &Turn,
-    lane_id: LaneId,
-    message_id: MessageId,
-    revision: i32,
-    trace: Option<String>,
-) -> Result<(), sqlx::Error> {
+/// An operation of a message that is dead waits with it for the requeue.
+async fn park(conn: &mut PgConnection, turn: &Turn, operation: &Operation) -> Result<(), sqlx::Error> {
     sqlx::query!(
         r#"
         insert into dead_letters (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, enqueued_at,
             attempts, trace, cause, hint, died_at)
-        values ($1, $2, $3, $4, 'edit', $5, $6, $7, 0, $8, 'parent_dead', $9, $7)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, 0, $9, 'parent_dead', $10, $8)
         "#,
         turn.conversation_id.as_uuid(),
-        lane_id.as_uuid(),
+        operation.lane_id.as_uuid(),
         turn.seq,
-        OutboxId::generate().as_uuid(),
-        message_id.as_uuid(),
-        revision,
+        operation.outbox_id.as_uuid(),
+        operation.kind.as_str(),
+        operation.subject_id,
+        operation.revision,
         turn.at,
-        trace,
+        operation.trace,
         super::PARENT_DEAD_HINT,
     )
     .execute(conn)

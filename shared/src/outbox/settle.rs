@@ -9,7 +9,7 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Blame, ClaimedOperation, Evidence, Kind, LaneClaim, OperationResult, Outcome};
+use super::{Blame, ClaimedOperation, Kind, LaneClaim, OperationResult, Outcome, proofs::SentColumns};
 use crate::{
     failpoint::{Point, reach},
     ids::{ConversationId, LaneId, OutboxId, WorkerId},
@@ -256,86 +256,6 @@ async fn finish_delivered(
     Ok(())
 }
 
-/// Evidence of many operations, column by column.
-#[derive(Default)]
-struct SentColumns {
-    conversations: Vec<Uuid>,
-    ids: Vec<Uuid>,
-    events: Vec<String>,
-    kinds: Vec<String>,
-    subjects: Vec<Uuid>,
-    revisions: Vec<Option<i32>>,
-    targets: Vec<Option<Uuid>>,
-    rooms: Vec<String>,
-    senders: Vec<String>,
-}
-
-impl SentColumns {
-    fn push(&mut self, conversation_id: ConversationId, evidence: Evidence) {
-        self.conversations.push(conversation_id.as_uuid());
-        self.ids.push(evidence.outbox_id.as_uuid());
-        self.events.push(evidence.event_id.as_str().to_owned());
-        self.kinds.push(evidence.kind.as_str().to_owned());
-        self.subjects.push(evidence.subject_id);
-        self.revisions.push(evidence.revision);
-        self.targets.push(evidence.target_outbox_id.map(OutboxId::as_uuid));
-        self.rooms.push(evidence.room_id.as_str().to_owned());
-        self.senders.push(evidence.sender);
-    }
-
-    async fn insert(&self, conn: &mut PgConnection) -> Result<(), sqlx::Error> {
-        if self.ids.is_empty() {
-            return Ok(());
-        }
-        sqlx::query!(
-            r#"
-            insert into sent_events (conversation_id, outbox_id, event_id, kind, subject_id, revision,
-                target_outbox_id, room_id, sender, sent_at)
-            select c.*, outbox_now()
-            from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::uuid[], $6::integer[], $7::uuid[],
-                $8::text[], $9::text[]) c
-            on conflict do nothing
-            "#,
-            &self.conversations,
-            &self.ids,
-            &self.events,
-            &self.kinds,
-            &self.subjects,
-            &self.revisions as &[Option<i32>],
-            &self.targets as &[Option<Uuid>],
-            &self.rooms,
-            &self.senders,
-        )
-        .execute(&mut *conn)
-        .await?;
-        reach(Point::SettleProved);
-        sqlx::query!(
-            r#"
-            with told as (
-                update messages m
-                set matrix_event_id = s.event_id
-                from unnest($1::uuid[], $2::uuid[], $3::uuid[]) as c (conversation_id, outbox_id, subject_id)
-                join sent_events s on s.conversation_id = c.conversation_id and s.outbox_id = c.outbox_id
-                where m.conversation_id = c.conversation_id
-                    and m.message_id = c.subject_id
-                    and m.send_outbox_id = c.outbox_id
-                    and m.matrix_event_id is null
-                returning m.conversation_id, m.message_id
-            )
-            insert into events (conversation_id, kind, subject_id)
-            select conversation_id, 'message_delivery', message_id from told
-            "#,
-            &self.conversations,
-            &self.ids,
-            &self.subjects,
-        )
-        .execute(conn)
-        .await?;
-        reach(Point::SettleTold);
-        Ok(())
-    }
-}
-
 /// Writes back one operation that was not delivered. Failures are few, so they go one by one.
 async fn settle_failure(
     conn: &mut PgConnection,
@@ -425,8 +345,8 @@ async fn wait(
     Ok(())
 }
 
-/// The operation will never be accepted: out of the lane it goes, with the edits of its message if it was what they
-/// edit. What was deleted meanwhile leaves no dead letter, since its text is gone. Returns how many left the lane.
+/// The operation will never be accepted: out of the lane it goes, with the edits of its message and the reactions to it
+/// if it was the message. What was deleted meanwhile leaves no dead letter, since its words are gone. Returns how many left the lane.
 async fn bury(
     conn: &mut PgConnection,
     claim: LaneClaim,
@@ -435,14 +355,20 @@ async fn bury(
     settled: &mut Settled,
 ) -> Result<i32, sqlx::Error> {
     let operation = &result.operation;
-    let deleted = operation.kind.carries_text()
+    let deleted = operation.kind.carries_words()
         && sqlx::query_scalar!(
             r#"
-            select deleted_at is not null as "deleted!" from messages
-            where conversation_id = $1 and message_id = $2
+            select m.deleted_at is not null or ($4 and not exists (
+                select 1 from message_reactions r
+                where r.conversation_id = $1 and r.send_outbox_id = $3 and r.removed_at is null
+            )) as "deleted!"
+            from messages m
+            where m.conversation_id = $1 and m.message_id = $2
             "#,
             claim.conversation_id.as_uuid(),
             operation.subject_id,
+            operation.outbox_id.as_uuid(),
+            operation.kind == Kind::React,
         )
         .fetch_optional(&mut *conn)
         .await?
@@ -456,7 +382,7 @@ async fn bury(
         _ => ("parent_dead", super::PARENT_DEAD_HINT),
     };
     let errcode = result.attempt.as_ref().and_then(|attempt| attempt.errcode.clone());
-    let with_edits = operation.kind == Kind::Message;
+    let with_others = operation.kind == Kind::Message;
     let moved = sqlx::query!(
         r#"
         with gone as (
@@ -464,7 +390,7 @@ async fn bury(
             where conversation_id = $1 and lane_id = $2
                 and seq = any (array(
                     select seq from outbox
-                    where conversation_id = $1 and subject_id = $5 and kind = 'edit' and $4
+                    where conversation_id = $1 and subject_id = $5 and kind in ('edit', 'react') and $4
                     union all
                     select $3
                 ))
@@ -487,7 +413,7 @@ async fn bury(
         claim.conversation_id.as_uuid(),
         claim.lane_id.as_uuid(),
         operation.seq,
-        with_edits,
+        with_others,
         operation.subject_id,
         cause,
         errcode,
@@ -526,7 +452,7 @@ async fn withdraw(
             select conversation_id, lane_id, outbox_id, kind, subject_id, revision, maybe_sent_at, sender, device,
                 'not_found', $5
             from gone
-            where maybe_sent_at is not null and kind in ('message', 'edit')
+            where maybe_sent_at is not null and kind in ('message', 'edit', 'react')
             on conflict do nothing
         ), told as (
             insert into events (conversation_id, kind, subject_id)

@@ -56,6 +56,9 @@ pub fn left_undone(kind: &str) -> &'static str {
             "the member stays in the room and reads what is sent from now on: remove them there by hand, with an account \
              that may"
         }
+        Some(Kind::React) => {
+            "a reaction that was taken back may stand on Matrix, if it has arrived: its redaction follows"
+        }
         Some(Kind::Invite) => "the member is not invited: remove and add them again to try once more",
         _ => {
             "a text that was deleted may stand on Matrix: its redaction is still to be done, and finds it only if it has \

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::Value;
 use shared::{
-    chat::{self, NewMessage},
+    chat::{self, Content, MessageKind, NewMessage},
     database::{Limits, connect_options},
     events::{self, Entry, EventKind, Position, Span},
     ids::{ConversationId, MessageId, UserId},
@@ -44,8 +44,10 @@ impl World {
         let message = NewMessage {
             message_id: MessageId::generate(),
             author_id: self.author,
-            text: "words",
+            kind: MessageKind::Text,
+            content: &Content::plain("words"),
             reply_to: None,
+            thread_of: None,
             send_outbox_id: None,
         };
         chat::insert_message(conn, &turn, &self.keys, &message).await.unwrap();
@@ -71,7 +73,7 @@ impl World {
     }
 
     async fn newest(&self) -> Position {
-        events::newest(&mut *self.pool.acquire().await.unwrap()).await.unwrap()
+        events::newest(&mut self.pool.acquire().await.unwrap()).await.unwrap()
     }
 
     async fn floor(&self) -> (String, i64) {

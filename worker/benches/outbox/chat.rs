@@ -9,7 +9,7 @@ use std::{
 };
 
 use shared::{
-    chat::{self, NewMessage},
+    chat::{self, Content, MessageKind, NewMessage},
     ids::{ConversationId, LaneId, MessageId, OutboxId, UserId},
     outbox::{self, Kind, Operation},
     seal::KeyRing,
@@ -59,11 +59,14 @@ impl Chat {
         let (message_id, outbox_id) = (MessageId::generate(), OutboxId::generate());
         let mut tx = conn.begin().await.unwrap();
         let turn = chat::take_turn(&mut tx, conversation_id, self.user_id).await.unwrap();
+        let content = Content::plain(TEXT);
         let message = NewMessage {
             message_id,
             author_id: self.user_id,
-            text: TEXT,
+            kind: MessageKind::Text,
+            content: &content,
             reply_to: None,
+            thread_of: None,
             send_outbox_id: Some(outbox_id),
         };
         chat::insert_message(&mut tx, &turn, &self.keys, &message).await.unwrap();

@@ -41,6 +41,8 @@ enum Way {
     Left,
     /// A room with a tombstone.
     Replaced,
+    /// The same as life, heard from the homeserver.
+    Listening,
 }
 
 const fn way(point: Point) -> Way {
@@ -51,6 +53,7 @@ const fn way(point: Point) -> Way {
         Point::RoomAbandoned => Way::Stillborn,
         Point::RoomRejoined => Way::Left,
         Point::RoomReplaced => Way::Replaced,
+        Point::EventApplies | Point::EventsWritten | Point::EventsCommitted => Way::Listening,
         _ => Way::Life,
     }
 }
@@ -296,6 +299,7 @@ async fn dies_at(point: Point) {
     match way(point) {
         Way::Life => dies_in_life(point, &[]).await,
         Way::Forgetful => dies_in_life(point, &[("OUTBOX_DEDUPE_WINDOW", "0s")]).await,
+        Way::Listening => dies_in_life(point, &[("MATRIX_SYNC_ENABLED", "true")]).await,
         Way::TakeOver => dies_taking_over(point).await,
         Way::TooLate => dies_too_late(point).await,
         Way::Stillborn => dies_at_a_stillborn_room(point).await,

@@ -3,12 +3,14 @@
 
 mod blame;
 mod canary;
+mod clients;
 mod configuration;
 mod delivery;
 mod drill;
 mod failpoints;
 mod fairness;
 mod hour;
+mod inbound;
 mod members;
 mod operators;
 mod order;

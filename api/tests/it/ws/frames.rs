@@ -27,6 +27,28 @@ async fn every_frame_has_exactly_these_fields() {
         json!({"type": "MessageEdited", "cursor": null, "conversation_id": conversation, "message": message});
     assert_eq!(without_cursor(&frame), expected);
 
+    let path = format!("/messages/{id}/reactions/%F0%9F%91%8D");
+    for (method, name, key, count) in
+        [("PUT", "ReactionAdded", json!("👍"), 1), ("DELETE", "ReactionRemoved", json!(null), 0)]
+    {
+        ada.call(method, &path, None).await;
+        let mut frame = without_cursor(&socket.frame().await);
+        assert!(frame["reaction_id"].take().is_string());
+        let reactions = ada.get(&format!("/messages/{id}")).await["reactions"].clone();
+        assert_eq!(reactions.as_array().unwrap().len(), count);
+        let expected = json!({
+            "type": name,
+            "cursor": null,
+            "conversation_id": conversation,
+            "message_id": id,
+            "reaction_id": null,
+            "user_id": ada.user_id,
+            "key": key,
+            "reactions": reactions,
+        });
+        assert_eq!(frame, expected);
+    }
+
     ada.delete(&id).await.expect(200);
     let frame = socket.frame().await;
     let message = ada.get(&format!("/messages/{id}")).await;

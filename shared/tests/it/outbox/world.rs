@@ -2,7 +2,7 @@
 use std::{str::FromStr as _, sync::Arc, time::Duration};
 
 use shared::{
-    chat::{self, ChatError, Edited, NewMessage, Turn},
+    chat::{self, ChatError, Content, Edited, MessageKind, NewMessage, Turn},
     ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId, UserId, WorkerId},
     outbox::{
         self, Attempt, Blame, ClaimRequest, Claimed, ClaimedOperation, Deletion, Evidence, Kind, LaneClaim, LaneClass,
@@ -261,7 +261,16 @@ impl Lane {
         message_id: MessageId,
         send_outbox_id: Option<OutboxId>,
     ) -> Result<(), ChatError> {
-        let message = NewMessage { message_id, author_id: self.world.author, text, reply_to: None, send_outbox_id };
+        let content = Content::plain(text);
+        let message = NewMessage {
+            message_id,
+            author_id: self.world.author,
+            kind: MessageKind::Text,
+            content: &content,
+            reply_to: None,
+            thread_of: None,
+            send_outbox_id,
+        };
         chat::insert_message(conn, turn, &self.world.keys, &message).await
     }
 
@@ -303,7 +312,7 @@ impl Lane {
     ) -> Result<Edited, ChatError> {
         let turn = self.turn(conn).await?;
         let (keys, author) = (&self.world.keys, self.world.author);
-        chat::edit_message(conn, &turn, keys, posted.message_id, author, text, None).await
+        chat::edit_message(conn, &turn, keys, posted.message_id, author, &Content::plain(text), None).await
     }
 
     pub(super) async fn edit(&self, posted: &Posted, text: &str) -> Edited {

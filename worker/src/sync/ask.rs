@@ -1,0 +1,153 @@
+//! What has to be asked of the homeserver before events are applied: no connection and no lock is held meanwhile.
+
+use std::time::Duration;
+
+use moka::future::Cache;
+use ruma::api::client::sync::sync_events::v3::InvitedRoom;
+use serde::Deserialize;
+use shared::{
+    chat,
+    config::InvitePolicy,
+    ids::{ConversationId, RoomId},
+    inbound::{self, Asked, Incoming, Membership, What},
+};
+use sqlx::PgPool;
+
+use super::SyncError;
+use crate::{
+    homeserver::{Failure, Homeserver, Refusal},
+    room::{MARKER, Rooms},
+};
+
+/// Rooms of nobody's conversation are remembered for this long: one of ours is written down within a request or two of
+/// its creation.
+const STRANGE_FOR: Duration = Duration::from_mins(1);
+
+/// How many such rooms are remembered.
+const MOST_STRANGE: u64 = 10_000;
+
+/// Asks the homeserver, and remembers what need not be asked again.
+#[derive(Debug)]
+pub(super) struct Asker<'a> {
+    pool: &'a PgPool,
+    homeserver: &'a Homeserver,
+    rooms: &'a Rooms,
+    invites: InvitePolicy,
+    strange: Cache<RoomId, ()>,
+}
+
+/// A stripped state event of an invitation.
+#[derive(Deserialize)]
+struct Stripped {
+    r#type: String,
+    #[serde(default)]
+    content: serde_json::Value,
+}
+
+impl<'a> Asker<'a> {
+    pub(super) fn new(pool: &'a PgPool, homeserver: &'a Homeserver, rooms: &'a Rooms, invites: InvitePolicy) -> Self {
+        let strange = Cache::builder().max_capacity(MOST_STRANGE).time_to_live(STRANGE_FOR).build();
+        Self { pool, homeserver, rooms, invites, strange }
+    }
+
+    /// The conversation of a room. One that we have just made may not be written down yet, and somebody may speak in it
+    /// already: its mark tells.
+    pub(super) async fn conversation(&self, room_id: &RoomId) -> Result<Option<ConversationId>, SyncError> {
+        if self.strange.contains_key(room_id) {
+            return Ok(None);
+        }
+        if let Some(known) = self.mapped(room_id).await? {
+            return Ok(Some(known));
+        }
+        let marked = self.homeserver.marked_conversation(room_id, MARKER).await?;
+        let Some(conversation_id) = marked.and_then(|id| id.parse::<ConversationId>().ok()) else {
+            self.strange.insert(room_id.clone(), ()).await;
+            return Ok(None);
+        };
+        // Another room may have become the conversation's meanwhile.
+        let mapped = {
+            let mut conn = self.pool.acquire().await?;
+            chat::load_room_mapping(&mut conn, conversation_id).await?
+        };
+        Ok(mapped.is_none_or(|(mapped, _)| mapped == *room_id).then_some(conversation_id))
+    }
+
+    /// The conversation that has this room in the database.
+    pub(super) async fn mapped(&self, room_id: &RoomId) -> Result<Option<ConversationId>, SyncError> {
+        let mut conn = self.pool.acquire().await?;
+        Ok(inbound::conversation_of_room(&mut conn, room_id).await?)
+    }
+
+    /// Somebody invites the service account. An invitation to what replaced a room of ours is for who sends there.
+    pub(super) async fn invited(&self, room_id: &RoomId, room: &InvitedRoom) -> Result<(), SyncError> {
+        let create = room.invite_state.events.iter().find_map(|event| {
+            serde_json::from_str::<Stripped>(event.json().get()).ok().filter(|event| event.r#type == "m.room.create")
+        });
+        if let Some(predecessor) = create.as_ref().and_then(|create| create.content["predecessor"]["room_id"].as_str())
+        {
+            let predecessor = RoomId::from(predecessor.to_owned());
+            let mut conn = self.pool.acquire().await?;
+            if inbound::conversation_of_room(&mut conn, &predecessor).await?.is_some() {
+                return Ok(());
+            }
+        }
+        match self.invites {
+            InvitePolicy::Ignore => {
+                metrics::counter!("matrix_invites_total", "answer" => "ignored").increment(1);
+            }
+            InvitePolicy::Reject => {
+                match self.homeserver.leave(room_id).await {
+                    // It is gone, or never was: nothing is left to turn down.
+                    Ok(()) | Err(Failure::Refused(Refusal { status: 403 | 404, .. })) => {}
+                    Err(failure) => return Err(failure.into()),
+                }
+                tracing::info!(room.id = %room_id, "an invitation of the service account was turned down");
+                metrics::counter!("matrix_invites_total", "answer" => "rejected").increment(1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks what the room says of a user now, where an event contradicts the database: it may be old.
+    pub(super) async fn look(&self, conversation_id: ConversationId, event: &mut Incoming) -> Result<(), SyncError> {
+        let What::Member { user, membership, now, .. } = &mut event.what else { return Ok(()) };
+        let server = self.homeserver.service_user().server();
+        let Some(Ok(user_id)) = user.nova_user(server) else { return Ok(()) };
+        let (is_member, seq) = {
+            let mut conn = self.pool.acquire().await?;
+            let seq = chat::last_seq(&mut conn, conversation_id).await?;
+            (chat::is_member(&mut conn, conversation_id, user_id).await?, seq)
+        };
+        let contradicts = match membership {
+            Membership::Join => !is_member,
+            Membership::Invite => !is_member && event.sender == *self.homeserver.service_user(),
+            Membership::Leave | Membership::Ban => is_member,
+            Membership::Knock => false,
+        };
+        if !contradicts {
+            return Ok(());
+        }
+        let membership = match self.homeserver.membership(&event.room_id, user).await {
+            Ok(membership) => membership.as_deref().and_then(Membership::parse),
+            // We are out ourselves: the event is the last that we know.
+            Err(Failure::Refused(Refusal { status: 403 | 404, .. })) => Some(*membership),
+            Err(failure) => return Err(failure.into()),
+        };
+        *now = Some(Asked { membership, seq });
+        Ok(())
+    }
+
+    /// The room has a tombstone: the conversation goes on where that points, if it may.
+    pub(super) async fn replaced(&self, conversation_id: ConversationId, room_id: &RoomId) -> Result<(), SyncError> {
+        match self.rooms.replaced(conversation_id, room_id).await {
+            Ok(()) => Ok(()),
+            Err(crate::room::RoomError::Homeserver(failure)) => Err(failure.into()),
+            Err(crate::room::RoomError::Database(error)) => Err(error.into()),
+            Err(error) => {
+                // Who sends to it next says the same, and holds the lane.
+                tracing::warn!(conversation.id = %conversation_id, %error, "the room was replaced, but not followed");
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! What people do on Matrix reaches the database once, in order, and never goes out again.
+
+use serde_json::{Value, json};
+use shared::testing::{
+    eventually,
+    homeserver::{FakeHomeserver, Kind},
+    matrix_client::MatrixClient,
+    nova::Program,
+};
+
+use crate::scene::{Home, Scene, id, metric, shape};
+
+/// A conversation with a room in which Grace is, by an account of her own, and a worker that reads what happens there.
+struct Listening {
+    scene: Scene,
+    worker: Program,
+    conversation: String,
+    room: String,
+    grace: MatrixClient,
+}
+
+impl Listening {
+    async fn new(home: &Home) -> Self {
+        Self::with(home, &[]).await
+    }
+
+    async fn with(home: &Home, options: &[(&str, &str)]) -> Self {
+        let scene = Scene::new(home).await;
+        let grace = home.member(&scene.grace).await;
+        let mut listening = vec![("MATRIX_SYNC_ENABLED", "true")];
+        listening.extend(options);
+        let worker = scene.worker_with(&listening).await;
+        let (conversation, room) = scene.begun().await;
+        grace.join(&room).await.unwrap();
+        Self { scene, worker, conversation, room, grace }
+    }
+
+    /// The conversation's messages as a member sees them, oldest first, but for the first.
+    async fn messages(&self) -> Vec<Value> {
+        let path = format!("/conversations/{}/messages?limit=200", self.conversation);
+        let mut found =
+            self.scene.ada.call("GET", &path, None).await.expect(200)["messages"].as_array().unwrap().clone();
+        found.reverse();
+        found.split_off(1)
+    }
+
+    /// Waits until the conversation's messages say so, one that was deleted `gone`.
+    async fn says(&self, texts: &[&str]) -> Vec<Value> {
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            seen = eventually(&format!("the conversation says {texts:?}"), || async {
+                let messages = self.messages().await;
+                (words(&messages) == texts).then_some(messages)
+            })
+            .await;
+        }
+        seen
+    }
+
+    async fn say(&self, text: &str) -> String {
+        self.grace.say(&self.room, text).await.unwrap()
+    }
+
+    async fn edit(&self, original: &str, text: &str) -> String {
+        let content = json!({
+            "msgtype": "m.text",
+            "body": format!("* {text}"),
+            "m.new_content": {"msgtype": "m.text", "body": text},
+            "m.relates_to": {"rel_type": "m.replace", "event_id": original},
+        });
+        self.grace.send(&self.room, "m.room.message", &format!("edit {text}"), &content).await.unwrap()
+    }
+
+    /// Waits until everything that was said before is applied: the token covers it.
+    async fn caught_up(&self, marker: &str) {
+        let said = self.say(marker).await;
+        eventually("the marker has come", || async {
+            let messages = self.messages().await;
+            messages.iter().any(|message| message["matrix"]["event_id"] == json!(said)).then_some(())
+        })
+        .await;
+    }
+}
+
+/// How often our own account sent something.
+fn sends(fake: &FakeHomeserver, home: &Home) -> usize {
+    crate::scene::sends(fake).iter().filter(|request| request.user.as_deref() == Some(home.account.user_id())).count()
+}
+
+fn words(messages: &[Value]) -> Vec<String> {
+    messages.iter().map(|message| message["plaintext"].as_str().unwrap_or("gone").to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_member_says_on_matrix_is_a_message_of_theirs_and_never_goes_out_again() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let room = Listening::new(&home).await;
+    let event_id = room.say("hello from Matrix").await;
+    let message = room.says(&["hello from Matrix"]).await.remove(0);
+    assert_eq!(message["author_id"], json!(room.scene.grace.user_id));
+    assert_eq!(message["matrix"]["event_id"], json!(event_id));
+    assert_eq!(message["matrix"]["delivery"], Value::Null);
+    assert_eq!(message["matrix"]["room_id"], json!(room.room));
+    // Answered here, it is answered there.
+    let answer = json!({"conversation_id": room.conversation, "plaintext": "welcome", "reply_to": message["id"]});
+    let answer = room.scene.ada.call("POST", "/messages", Some(&answer)).await.expect(201);
+    room.scene.ada.delivered(&id(&answer)).await;
+    assert_eq!(shape(&fake.timeline(&room.room)), ["begun", "hello from Matrix", "welcome"]);
+    assert_eq!(sends(&fake, &home), 2, "what came in was sent out");
+    assert_eq!(room.scene.database.count("select count(*) from sent_events").await, 2);
+    room.scene.drained().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn edits_and_redactions_made_on_matrix_change_the_message_and_an_edit_of_an_edit_changes_nothing() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let room = Listening::new(&home).await;
+    let original = room.say("first").await;
+    let edit = room.edit(&original, "second").await;
+    let message = room.says(&["second"]).await.remove(0);
+    assert_eq!(message["revision"], 2);
+    assert!(message["edited_at"].is_string());
+    room.edit(&edit, "an edit of an edit").await;
+    room.caught_up("marker").await;
+    room.says(&["second", "marker"]).await;
+    assert!(metric(&room.worker, "matrix_sync_events_skipped_total").await > 0.5);
+    // Without its edit the message says what it said at first.
+    room.grace.redact(&room.room, &edit, "redact the edit", &json!({})).await.unwrap();
+    room.says(&["first", "marker"]).await;
+    room.grace.redact(&room.room, &original, "redact the message", &json!({"reason": "never mind"})).await.unwrap();
+    let gone = room.says(&["gone", "marker"]).await.remove(0);
+    assert!(gone["deleted_at"].is_string());
+    let left = "select count(*) from message_revisions join messages using (conversation_id, message_id) where deleted_at is not null";
+    assert_eq!(room.scene.database.count(left).await, 0);
+    room.scene.drained().await;
+    assert_eq!(sends(&fake, &home), 1, "nothing of it went out again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edit_by_another_than_its_sender_changes_nothing() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let room = Listening::new(&home).await;
+    let ours = fake.timeline(&room.room).iter().find(|event| event.body() == Some("begun")).unwrap().event_id.clone();
+    room.edit(&ours, "not hers").await;
+    room.caught_up("marker").await;
+    let first = room.scene.ada.call("GET", &format!("/conversations/{}/messages", room.conversation), None).await;
+    let texts = words(first.expect(200)["messages"].as_array().unwrap());
+    assert_eq!(texts, ["marker", "begun"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_echo_settles_an_operation_whose_answer_never_comes() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let room = Listening::with(&home, &[("OUTBOX_LEASE", "40s"), ("OUTBOX_HTTP_TIMEOUT", "30s")]).await;
+    let held = fake.on_send().hold_answer().once();
+    let message = id(&room.scene.ada.post(&room.conversation, "echoed").await.expect(201));
+    held.arrived().await;
+    // The PUT is still under way, and the lane is leased.
+    let delivered = room.scene.ada.delivered(&message).await;
+    assert!(delivered["matrix"]["event_id"].is_string());
+    assert_eq!(room.scene.database.count("select count(*) from lanes where owner is not null").await, 1);
+    assert_eq!(room.scene.database.count("select count(*) from outbox").await, 0);
+    held.release();
+    let next = id(&room.scene.ada.post(&room.conversation, "after it").await.expect(201));
+    room.scene.ada.delivered(&next).await;
+    room.scene.drained().await;
+    assert_eq!(room.scene.database.count("select count(*) from lanes where owner is not null or open <> 0").await, 0);
+    assert_eq!(shape(&fake.timeline(&room.room)), ["begun", "echoed", "after it"]);
+    assert_eq!(words(&room.messages().await), ["echoed", "after it"], "an echo is no message");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_echo_that_comes_after_the_answer_changes_nothing() {
+    let fake = FakeHomeserver::start().await;
+    let room = Listening::new(&Home::of(&fake).await).await;
+    let held = fake.on(Kind::Sync).hold_answer().once();
+    held.arrived().await;
+    let message = id(&room.scene.ada.post(&room.conversation, "answered first").await.expect(201));
+    let before = room.scene.ada.delivered(&message).await;
+    held.release();
+    room.caught_up("marker").await;
+    let path = format!("/messages/{message}");
+    let after = room.scene.ada.call("GET", &path, None).await.expect(200);
+    assert_eq!(before["matrix"], after["matrix"]);
+    assert_eq!(words(&room.messages().await), ["answered first", "marker"]);
+    assert!(metric(&room.worker, "matrix_duplicate_events_total").await > 0.5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_marker_in_somebody_elses_event_means_nothing() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let room = Listening::with(&home, &[("OUTBOX_BACKOFF", "30s")]).await;
+    let failing = fake.on_send().by(home.account.user_id()).fail(500).always();
+    let message = room.scene.ada.post(&room.conversation, "waits").await.expect(201);
+    let marker: uuid::Uuid =
+        sqlx::query_scalar("select outbox_id from outbox").fetch_one(&room.scene.database.pool).await.unwrap();
+    let forged = json!({"msgtype": "m.text", "body": "forged", "com.nova.outbox_id": marker});
+    room.grace.send(&room.room, "m.room.message", "forged", &forged).await.unwrap();
+    room.says(&["waits", "forged"]).await;
+    let state = room.scene.ada.call("GET", &format!("/messages/{}", id(&message)), None).await.expect(200);
+    assert_eq!(state["matrix"]["event_id"], Value::Null);
+    failing.remove();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_appear_as_contacts_and_a_name_like_ours_on_another_server_is_a_stranger() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let room = Listening::new(&home).await;
+    let bob = MatrixClient::register(&home.address, "bob", "password").await.unwrap();
+    home.account.invite(&room.room, bob.user_id()).await.unwrap();
+    bob.join(&room.room).await.unwrap();
+    bob.say(&room.room, "from outside").await.unwrap();
+    let message = room.says(&["from outside"]).await.remove(0);
+    assert_eq!(message["external"]["matrix_user_id"], json!(bob.user_id()));
+    let members = room.scene.ada.call("GET", &format!("/conversations/{}", room.conversation), None).await.expect(200);
+    assert!(!members["members"].as_array().unwrap().contains(&message["author_id"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_of_our_namespace_that_is_no_users_is_skipped_and_counted() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let room = Listening::new(&home).await;
+    let odd = MatrixClient::register(&home.address, "nova-nobody", "password").await.unwrap();
+    home.account.invite(&room.room, odd.user_id()).await.unwrap();
+    odd.join(&room.room).await.unwrap();
+    odd.say(&room.room, "who am I").await.unwrap();
+    room.caught_up("marker").await;
+    assert_eq!(words(&room.messages().await), ["marker"]);
+    let text = reqwest::get(format!("{}/metrics", room.worker.url())).await.unwrap().text().await.unwrap();
+    assert!(text.contains("matrix_sync_events_skipped_total{reason=\"user_format\"}"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_leaves_the_room_leaves_the_conversation_and_who_is_let_in_joins_it() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let room = Listening::new(&home).await;
+    let members = || async {
+        let path = format!("/conversations/{}", room.conversation);
+        room.scene.ada.call("GET", &path, None).await.expect(200)["members"].as_array().unwrap().len()
+    };
+    assert_eq!(members().await, 2);
+    room.grace.leave(&room.room).await.unwrap();
+    eventually("Grace is out", || async { (members().await == 1).then_some(()) }).await;
+    // An invitation by somebody else: she comes in when she accepts it.
+    let ada = home.member(&room.scene.ada).await;
+    ada.join(&room.room).await.unwrap();
+    ada.invite(&room.room, room.grace.user_id()).await.unwrap();
+    room.grace.join(&room.room).await.unwrap();
+    eventually("Grace is in again", || async { (members().await == 2).then_some(()) }).await;
+    assert_eq!(sends(&fake, &home), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_makes_no_sense_is_parked_and_what_follows_it_is_applied() {
+    let fake = FakeHomeserver::start().await;
+    let room = Listening::new(&Home::of(&fake).await).await;
+    let nonsense = [
+        ("m.room.message", json!({"msgtype": "m.image", "body": "no file"})),
+        ("m.call.invite", json!({"nonsense": true})),
+        ("m.reaction", json!({})),
+    ];
+    for (n, (event_type, content)) in nonsense.iter().enumerate() {
+        room.grace.send(&room.room, event_type, &format!("nonsense {n}"), content).await.unwrap();
+    }
+    room.say("sense").await;
+    room.says(&["sense"]).await;
+    let parked = "select count(*) from sync_parked where cause = 'poison' and detail is not null";
+    assert_eq!(room.scene.database.count(parked).await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_worker_that_reads_dies_and_another_takes_over_within_seconds() {
+    let fake = FakeHomeserver::start().await;
+    let mut room = Listening::new(&Home::of(&fake).await).await;
+    let _other = room.scene.worker_with(&[("MATRIX_SYNC_ENABLED", "true")]).await;
+    room.say("one").await;
+    room.says(&["one"]).await;
+    room.worker.kill();
+    room.say("two").await;
+    room.says(&["one", "two"]).await;
+    assert_eq!(room.scene.database.count("select epoch from sync_state").await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_hundred_events_while_we_were_away_are_all_there_in_order() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let mut room = Listening::with(&home, &[("MATRIX_SYNC_LIMIT", "10")]).await;
+    room.caught_up("before").await;
+    room.worker.kill();
+    let mut texts = vec!["before".to_owned()];
+    for n in 0..500 {
+        texts.push(format!("text {n}"));
+        room.say(&texts[n + 1]).await;
+    }
+    // Each of these dies at a step, the first times it comes there; what is left is done by one that lives.
+    for failpoint in ["event_applies=3*off->return", "events_written=return", "events_committed=2*off->return"] {
+        let options = [
+            ("MATRIX_SYNC_ENABLED", "true"),
+            ("MATRIX_SYNC_LIMIT", "10"),
+            ("FAILPOINTS", failpoint),
+            ("MATRIX_SYNC_LEASE", "500ms"),
+        ];
+        let mut dying = room.scene.worker_with(&options).await;
+        assert!(!dying.ended().await.success(), "{failpoint} was not passed");
+    }
+    room.worker = room.scene.worker_with(&[("MATRIX_SYNC_ENABLED", "true"), ("MATRIX_SYNC_LIMIT", "10")]).await;
+    eventually("all have come", || async {
+        (room.scene.database.count("select count(*) from messages where origin = 'matrix'").await >= 501).then_some(())
+    })
+    .await;
+    let mut found = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let path = format!("/conversations/{}/messages?limit=100{cursor}", room.conversation);
+        let page = room.scene.ada.call("GET", &path, None).await.expect(200);
+        found.extend(page["messages"].as_array().unwrap().clone());
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => break,
+        }
+    }
+    found.reverse();
+    assert_eq!(words(&found[1..]), texts);
+    assert!(metric(&room.worker, "matrix_sync_gaps_total").await > 0.5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_that_panics_begins_again_and_nothing_else_notices() {
+    let fake = FakeHomeserver::start().await;
+    let room = Listening::new(&Home::of(&fake).await).await;
+    fake.on(Kind::Sync).fail(500).times(3);
+    fake.on(Kind::Sync).fail(502).html("<h1>Bad Gateway</h1>").times(2);
+    room.say("after the failures").await;
+    let sent = id(&room.scene.ada.post(&room.conversation, "meanwhile").await.expect(201));
+    room.scene.ada.delivered(&sent).await;
+    eventually("it has come", || async { (room.messages().await.len() == 2).then_some(()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invitation_by_a_stranger_is_turned_down() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let room = Listening::new(&home).await;
+    let bob = MatrixClient::register(&home.address, "bob", "password").await.unwrap();
+    let elsewhere = bob.create_room(&json!({"preset": "private_chat"})).await.unwrap();
+    bob.invite(&elsewhere, home.account.user_id()).await.unwrap();
+    let name = home.account.user_id().to_owned();
+    eventually("it is turned down", || async {
+        let state = bob.state(&elsewhere, "m.room.member", &name).await.unwrap();
+        (state["membership"] == "leave").then_some(())
+    })
+    .await;
+    room.caught_up("still here").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lease_is_given_away_by_a_worker_that_stops() {
+    let fake = FakeHomeserver::start().await;
+    let room = Listening::with(&Home::of(&fake).await, &[("MATRIX_SYNC_LEASE", "30s")]).await;
+    room.caught_up("one").await;
+    let Listening { scene, mut worker, .. } = room;
+    worker.signal(rustix::process::Signal::TERM);
+    assert!(worker.ended().await.success());
+    assert_eq!(scene.database.count("select count(*) from sync_state where owner is null").await, 1);
+}
