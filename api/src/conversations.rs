@@ -48,7 +48,7 @@ struct NewConversation {
 }
 
 #[derive(Debug, Serialize)]
-struct ConversationBody {
+pub(crate) struct ConversationBody {
     id: ConversationId,
     name: Option<String>,
     created_by: UserId,
@@ -133,6 +133,7 @@ async fn create(
     let mut tx = state.pool.begin().await?;
     let written = write(&mut tx, &state, caller.user_id, key.as_deref(), &new).await;
     let (status, conversation) = finish(tx, written).await?;
+    state.committed(false);
     Ok((status, Json(conversation)))
 }
 
@@ -196,8 +197,8 @@ async fn add(
     let change = chat::add_member(&mut tx, &turn, user_id).await?;
     let conversation = chat::conversation(&mut tx, id, caller.user_id).await?;
     tx.commit().await?;
-    if change == Membership::Changed(true) {
-        state.wake.committed();
+    if let Membership::Changed(to_do) = change {
+        state.committed(to_do);
     }
     Ok(Json(conversation.into()))
 }
@@ -214,9 +215,7 @@ async fn remove(
         Membership::Unchanged => return Err(ApiError::NotFound("member")),
         Membership::Changed(to_do) => {
             tx.commit().await?;
-            if to_do {
-                state.wake.committed();
-            }
+            state.committed(to_do);
         }
     }
     Ok(StatusCode::NO_CONTENT)

@@ -44,22 +44,28 @@ impl<T: DeserializeOwned> FromRequest<Arc<State>> for JsonBody<T> {
 }
 
 /// Reads JSON. What is no JSON at all is told apart from a field that is wrong, a lone surrogate in a text included.
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-        let field = error.path().to_string();
-        let inner = error.inner();
-        // "." is the body as a whole; "?" is a key that could not even be read.
-        let whole = field == "." || field == "?";
-        if whole && !inner.is_data() {
-            ApiError::BadJson(inner.to_string())
-        } else {
-            let field = if whole { "body".to_owned() } else { field };
-            ApiError::Invalid(vec![FieldProblem { field, reason: inner.to_string() }])
-        }
-    })?;
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| misread(&error))?;
     reader.end().map_err(|error| ApiError::BadJson(error.to_string()))?;
     Ok(value)
+}
+
+/// Takes what was read as JSON before for a request.
+pub(crate) fn from_value<T: DeserializeOwned>(value: serde_json::Value) -> Result<T, ApiError> {
+    serde_path_to_error::deserialize(value).map_err(|error| misread(&error))
+}
+
+fn misread(error: &serde_path_to_error::Error<serde_json::Error>) -> ApiError {
+    let field = error.path().to_string();
+    let inner = error.inner();
+    // "." is the body as a whole; "?" is a key that could not even be read.
+    let whole = field == "." || field == "?";
+    if whole && !inner.is_data() {
+        return ApiError::BadJson(inner.to_string());
+    }
+    let field = if whole { "body".to_owned() } else { field };
+    ApiError::Invalid(vec![FieldProblem { field, reason: inner.to_string() }])
 }
 
 /// An id in the path.

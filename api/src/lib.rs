@@ -1,20 +1,24 @@
-//! The REST API: it writes a message and its outbox row in one transaction, answers after the commit, and never talks to
-//! Matrix.
+//! The REST and WebSocket API: it writes a message and its outbox row in one transaction, answers after the commit, and
+//! never talks to Matrix.
 
 use std::{sync::Arc, time::Duration};
 
 use axum::{Router, extract::DefaultBodyLimit, http::StatusCode};
 use metrics_exporter_prometheus::PrometheusHandle;
 use shared::{
-    config::programs::ApiSettings,
+    config::{WebSocketConfig, programs::ApiSettings},
     database::{self, Limits},
-    outbox::Wake,
     seal::KeyRing,
     token::Tokens,
+    wake::{Channel, Wake, WakeListener},
 };
 use sqlx::PgPool;
-use tokio::{net::TcpListener, sync::Semaphore};
-use tokio_util::sync::CancellationToken;
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, Semaphore},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_http::{catch_panic::CatchPanicLayer, timeout::TimeoutLayer};
 
 mod auth;
@@ -27,6 +31,9 @@ mod preferences;
 mod problem;
 mod reactions;
 mod transaction;
+mod ws;
+
+use ws::hub::Hub;
 
 /// A request that takes longer is told to come back: its connection may hang on a database that will not answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
@@ -34,7 +41,10 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// How many requests may wait for their delivery at once.
 const MAX_WAITING: usize = 64;
 
-/// The largest body of any request. Texts have their own, smaller limit.
+/// Connections to clients may hold one of so many of the database's: requests come first.
+const READING_SHARE: usize = 3;
+
+/// The largest body of any request, and the largest frame of a client. Texts have their own, smaller limit.
 const MAX_BODY_BYTES: usize = 64 * 1024;
 
 /// What handlers work with.
@@ -45,10 +55,32 @@ struct State {
     tokens: Tokens,
     matrix_enabled: bool,
     lane_limit: i32,
+    /// Wakes workers.
     wake: Wake,
+    /// Wakes those who tell clients: all API processes, and at once the task of this one.
+    tell: Wake,
+    look: Arc<Notify>,
     metrics: PrometheusHandle,
     /// Permits of requests that wait for a delivery.
     waiting: Semaphore,
+    websocket: WebSocketConfig,
+    hub: Arc<Hub>,
+    /// Permits of connections that read the event log.
+    reading: Semaphore,
+    /// The tasks of connections.
+    sockets: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl State {
+    /// To be called after each commit that clients are told of. `to_send`: a worker has something to do for it too.
+    fn committed(&self, to_send: bool) {
+        self.look.notify_one();
+        self.tell.committed();
+        if to_send {
+            self.wake.committed();
+        }
+    }
 }
 
 type AppState = axum::extract::State<Arc<State>>;
@@ -60,10 +92,23 @@ pub struct App {
 }
 
 impl App {
-    /// Sets up the pool (which connects when first used) and the task that wakes workers, which ends with the token.
+    /// Sets up the pool (which connects when first used) and the tasks that wake others and follow the event log, which end
+    /// with the token.
     pub fn new(config: ApiSettings, metrics: PrometheusHandle, stop: CancellationToken) -> anyhow::Result<Self> {
         let pool = database::pool(&config.database, "matrix-outbox api", Limits::REQUESTS)?;
-        let wake = if config.api.notify { Wake::start(pool.clone(), stop) } else { Wake::silent() };
+        let wake = |channel| {
+            if config.api.notify { Wake::start(channel, pool.clone(), stop.clone()) } else { Wake::silent() }
+        };
+        let (wake, tell) = (wake(Channel::Outbox), wake(Channel::Events));
+        let look = Arc::new(Notify::new());
+        if config.api.notify {
+            WakeListener::start(Channel::Events, pool.clone(), Arc::clone(&look), stop.clone());
+        }
+        let websocket = config.websocket;
+        let hub = Arc::new(Hub::new(websocket.connections, websocket.connections_per_user));
+        let following = ws::follow::run(pool.clone(), Arc::clone(&hub), Arc::clone(&look), websocket.poll);
+        tokio::spawn(stop.clone().run_until_cancelled_owned(following));
+        let connections = usize::try_from(config.database.max_connections).unwrap_or(usize::MAX);
         let state = State {
             pool,
             keys: config.content_keys,
@@ -71,16 +116,25 @@ impl App {
             matrix_enabled: config.matrix_enabled,
             lane_limit: config.api.lane_limit,
             wake,
+            tell,
+            look,
             metrics,
             waiting: Semaphore::new(MAX_WAITING),
+            websocket,
+            hub,
+            reading: Semaphore::new((connections / READING_SHARE).max(1)),
+            sockets: TaskTracker::new(),
+            stop,
         };
         Ok(Self { state: Arc::new(state) })
     }
 
     /// Answers requests until the token is cancelled, then those that are under way.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> anyhow::Result<()> {
-        let pool = self.state.pool.clone();
+        let (pool, sockets) = (self.state.pool.clone(), self.state.sockets.clone());
         axum::serve(listener, self.router()).with_graceful_shutdown(stop.cancelled_owned()).await?;
+        sockets.close();
+        let _ = timeout(ws::GOODBYE_WITHIN, sockets.wait()).await;
         pool.close().await;
         Ok(())
     }
@@ -90,6 +144,7 @@ impl App {
             .merge(conversations::routes())
             .merge(messages::routes())
             .merge(reactions::routes())
+            .merge(ws::routes())
             .merge(health::routes())
             .fallback(problem::no_such_route)
             .method_not_allowed_fallback(problem::method_not_allowed)

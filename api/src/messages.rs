@@ -11,7 +11,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 use shared::{
-    chat::{self, Content, Edited, Media, Message, MessageKind, NewMessage, PageRequest},
+    chat::{self, Content, Edited, Media, Message, MessageKind, NewMessage, PageRequest, Tally},
     idempotency::{self, Entry},
     ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId, UserId},
     outbox::{self, Deletion, Delivery, Explanation, Kind, Operation},
@@ -62,7 +62,7 @@ struct PatchMessage {
 /// such fields is still the same.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct PostMessage {
+pub(crate) struct PostMessage {
     conversation_id: ConversationId,
     plaintext: String,
     #[serde(default)]
@@ -105,7 +105,7 @@ impl PostMessage {
 }
 
 #[derive(Debug, Serialize)]
-struct MessageBody {
+pub(crate) struct MessageBody {
     id: MessageId,
     conversation_id: ConversationId,
     seq: i64,
@@ -133,11 +133,23 @@ struct MessageBody {
 
 /// Who reacted with one key.
 #[derive(Debug, Serialize)]
-struct ReactionBody {
+pub(crate) struct ReactionBody {
     key: String,
     count: usize,
     user_ids: Vec<UserId>,
     mine: bool,
+}
+
+impl ReactionBody {
+    /// As one of the members reads it.
+    pub(crate) fn read_by(reader: UserId, tally: Tally) -> Self {
+        Self {
+            key: tally.key,
+            count: tally.reactors.len(),
+            mine: tally.reactors.contains(&reader),
+            user_ids: tally.reactors.into_iter().take(NAMED_REACTORS).collect(),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -155,7 +167,7 @@ struct DeletedBody {
 }
 
 #[derive(Debug, Serialize)]
-struct MatrixBody {
+pub(crate) struct MatrixBody {
     delivery: Option<Delivery>,
     event_id: Option<EventId>,
     room_id: Option<RoomId>,
@@ -163,14 +175,10 @@ struct MatrixBody {
 
 impl MessageBody {
     /// A message as one of the members reads it.
-    fn read_by(reader: UserId, message: Message) -> Self {
+    pub(crate) fn read_by(reader: UserId, message: Message) -> Self {
+        let matrix = MatrixBody::of(&message);
         let content = message.content.unwrap_or_default();
-        let reactions = message.reactions.into_iter().map(|tally| ReactionBody {
-            key: tally.key,
-            count: tally.reactors.len(),
-            mine: tally.reactors.contains(&reader),
-            user_ids: tally.reactors.into_iter().take(NAMED_REACTORS).collect(),
-        });
+        let reactions = message.reactions.into_iter().map(|tally| ReactionBody::read_by(reader, tally));
         Self {
             id: message.message_id,
             conversation_id: message.conversation_id,
@@ -190,8 +198,15 @@ impl MessageBody {
             created_at: message.created_at,
             edited_at: message.edited_at,
             deleted_at: message.deleted_at,
-            matrix: MatrixBody { delivery: message.delivery, event_id: message.event_id, room_id: message.room_id },
+            matrix,
         }
+    }
+}
+
+impl MatrixBody {
+    /// How far a message has come on its way to Matrix.
+    pub(crate) fn of(message: &Message) -> Self {
+        Self { delivery: message.delivery, event_id: message.event_id.clone(), room_id: message.room_id.clone() }
     }
 }
 
@@ -242,26 +257,49 @@ async fn create(
     Wait(wait): Wait,
     JsonBody(new): JsonBody<PostMessage>,
 ) -> Result<Response, ApiError> {
+    let (status, message) = match post_message(&state, caller.user_id, key.as_deref(), &new).await? {
+        Written::Before { status, message_id } => {
+            (status, read_waiting(&state, message_id, caller.user_id, wait).await?)
+        }
+        // It is committed, so the answer is 201 whatever becomes of the wait.
+        Written::Now(message) if wait.is_some() => {
+            let message = read_waiting(&state, message.message_id, caller.user_id, wait).await.unwrap_or(*message);
+            (StatusCode::CREATED, message)
+        }
+        Written::Now(message) => (StatusCode::CREATED, *message),
+    };
+    Ok(rendered(status, message, caller.user_id, wait))
+}
+
+/// Posts a message and answers as a POST does: for those who do not come by HTTP.
+pub(crate) async fn post_and_read(
+    state: &State,
+    author_id: UserId,
+    key: Option<&str>,
+    new: &PostMessage,
+) -> Result<(StatusCode, MessageBody), ApiError> {
+    let (status, message) = match post_message(state, author_id, key, new).await? {
+        Written::Before { status, message_id } => (status, read_waiting(state, message_id, author_id, None).await?),
+        Written::Now(message) => (StatusCode::CREATED, *message),
+    };
+    Ok((status, MessageBody::read_by(author_id, message)))
+}
+
+/// Posts a message, unless its key was answered before: the one way by which messages are written.
+async fn post_message(
+    state: &State,
+    author_id: UserId,
+    key: Option<&str>,
+    new: &PostMessage,
+) -> Result<Written, ApiError> {
     let content = new.content()?;
     let mut tx = state.pool.begin().await?;
-    let written = write(&mut tx, &state, caller.user_id, key.as_deref(), &new, &content).await;
-    let message = match finish(tx, written).await? {
-        Written::Before { status, message_id } => {
-            let message = read_waiting(&state, message_id, caller.user_id, wait).await?;
-            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
-            return Ok(rendered(status, message, caller.user_id, wait));
-        }
-        Written::Now(message) => *message,
-    };
-    if state.matrix_enabled {
-        state.wake.committed();
+    let written = write(&mut tx, state, author_id, key, new, &content).await;
+    let written = finish(tx, written).await?;
+    if let Written::Now(_) = written {
+        state.committed(state.matrix_enabled);
     }
-    let message = match wait {
-        // It is committed, so the answer is 201 whatever becomes of the wait.
-        Some(_) => read_waiting(&state, message.message_id, caller.user_id, wait).await.unwrap_or(message),
-        None => message,
-    };
-    Ok(rendered(StatusCode::CREATED, message, caller.user_id, wait))
+    Ok(written)
 }
 
 /// A message that a request asked for.
@@ -269,7 +307,7 @@ enum Written {
     /// It was written.
     Now(Box<Message>),
     /// An earlier request with the same key was answered so.
-    Before { status: u16, message_id: MessageId },
+    Before { status: StatusCode, message_id: MessageId },
 }
 
 /// Writes a message and its operation, unless its key was answered before.
@@ -287,6 +325,7 @@ async fn write(
         match idempotency::enter(tx, &state.keys, author_id, "POST /messages", key, &request).await? {
             Entry::New(entered) => pending = Some(entered),
             Entry::Done { status, resource_id } => {
+                let status = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
                 return Ok(Written::Before { status, message_id: MessageId::from(resource_id) });
             }
         }
@@ -378,9 +417,7 @@ async fn edit(
         Edited::Unchanged => tx.rollback().await?,
         Edited::Changed(to_send) => {
             tx.commit().await?;
-            if to_send {
-                state.wake.committed();
-            }
+            state.committed(to_send);
         }
     }
     Ok(rendered(StatusCode::OK, written, caller.user_id, None))
@@ -396,13 +433,11 @@ async fn delete(
     let mut turn = chat::take_turn(&mut tx, head.conversation_id, caller.user_id).await?;
     let deletion = chat::delete_message(&mut tx, &mut turn, id, caller.user_id).await?;
     let message = chat::message(&mut tx, &state.keys, id, caller.user_id).await?;
-    if deletion.is_some() {
+    if let Some(deletion) = deletion {
         tx.commit().await?;
+        state.committed(deletion == Deletion::Redacting);
     } else {
         tx.rollback().await?;
-    }
-    if deletion == Some(Deletion::Redacting) {
-        state.wake.committed();
     }
     Ok(Json(DeletedBody { message: MessageBody::read_by(caller.user_id, message), deletion }))
 }

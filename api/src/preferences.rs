@@ -37,10 +37,18 @@ impl FromRequestParts<Arc<State>> for IdempotencyKey {
 
     async fn from_request_parts(parts: &mut Parts, _: &Arc<State>) -> Result<Self, Self::Rejection> {
         let key = header(parts, "Idempotency-Key")?;
-        if key.is_some_and(|key| key.is_empty() || key.len() > MAX_KEY_LEN) {
-            return Err(ApiError::invalid("Idempotency-Key", format!("must have 1 to {MAX_KEY_LEN} characters")));
-        }
+        key.map(|key| Self::check("Idempotency-Key", key)).transpose()?;
         Ok(Self(key.map(str::to_owned)))
+    }
+}
+
+impl IdempotencyKey {
+    /// Refuses what is no key, wherever it was given.
+    pub(crate) fn check(field: &str, key: &str) -> Result<(), ApiError> {
+        if key.is_empty() || key.len() > MAX_KEY_LEN || !key.bytes().all(|byte| matches!(byte, b' '..=b'~' | b'\t')) {
+            return Err(ApiError::invalid(field, format!("must have 1 to {MAX_KEY_LEN} characters of plain ASCII")));
+        }
+        Ok(())
     }
 }
 

@@ -62,6 +62,14 @@ pub(crate) enum ApiError {
     LaneFull {
         limit: i32,
     },
+    /// The user has as many connections as one may have.
+    TooManyConnections {
+        limit: usize,
+    },
+    /// This process has as many connections as it takes.
+    Full,
+    /// Not the handshake of a WebSocket.
+    NotAWebSocket(String),
     /// The database is away.
     Unavailable(sqlx::Error),
     /// A fault of ours.
@@ -118,7 +126,7 @@ impl From<SealError> for ApiError {
 
 /// The body of every error.
 #[derive(Debug, Serialize)]
-struct Problem {
+pub(crate) struct Problem {
     r#type: String,
     title: &'static str,
     status: u16,
@@ -157,6 +165,9 @@ impl IntoResponse for Problem {
         if status == StatusCode::SERVICE_UNAVAILABLE || status == StatusCode::TOO_MANY_REQUESTS {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
         }
+        if status == StatusCode::UPGRADE_REQUIRED {
+            response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        }
         if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
@@ -166,6 +177,14 @@ impl IntoResponse for Problem {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
+        self.into_problem().into_response()
+    }
+}
+
+impl ApiError {
+    /// The one table from errors to what clients see. A fault of ours is logged here.
+    #[expect(clippy::too_many_lines, reason = "one table")]
+    pub(crate) fn into_problem(self) -> Problem {
         match self {
             Self::Unauthorized(why) => Problem::new(
                 StatusCode::UNAUTHORIZED,
@@ -255,13 +274,27 @@ impl IntoResponse for ApiError {
                 "Too much is waiting",
                 format!("{limit} operations of this conversation are waiting for Matrix; try again later"),
             ),
+            Self::TooManyConnections { limit } => Problem::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too_many_connections",
+                "Too many connections",
+                format!("you have {limit} connections here already; close one first"),
+            ),
+            Self::Full => Problem::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "at_capacity",
+                "At capacity",
+                "this process takes no more connections; try again, it may lead to another",
+            ),
+            Self::NotAWebSocket(why) => {
+                Problem::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", "Not a WebSocket", why)
+            }
             Self::Unavailable(error) => {
                 tracing::warn!(%error, "database unavailable");
                 unavailable()
             }
             Self::Internal(error) => internal(&*error),
         }
-        .into_response()
     }
 }
 

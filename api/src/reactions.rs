@@ -30,9 +30,7 @@ async fn add(
     let status = match reacted {
         Reacted::Already => StatusCode::OK,
         Reacted::Added { open, .. } => {
-            if open.is_some() {
-                state.wake.committed();
-            }
+            state.committed(open.is_some());
             StatusCode::CREATED
         }
     };
@@ -71,9 +69,7 @@ async fn remove(
         Unreacted::NotThere => tx.rollback().await?,
         Unreacted::Removed { to_send, .. } => {
             tx.commit().await?;
-            if to_send {
-                state.wake.committed();
-            }
+            state.committed(to_send);
         }
     }
     Ok(StatusCode::NO_CONTENT)

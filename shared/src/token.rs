@@ -26,6 +26,8 @@ pub struct Identity {
     pub user_id: UserId,
     /// What the token allows beside a user's own: the words of `scope`.
     pub scope: HashSet<String>,
+    /// When it is no longer accepted, in seconds since 1970.
+    pub good_until: i64,
 }
 
 /// Why a token is not accepted, in words for its bearer.
@@ -92,7 +94,8 @@ impl Tokens {
             .claims;
         let user_id = claims.sub.ok_or(TokenError::Claim)?.parse().map_err(|_| TokenError::Subject)?;
         let scope = claims.scope.iter().flat_map(|scope| scope.split_whitespace()).map(str::to_owned).collect();
-        Ok(Identity { user_id, scope })
+        let good_until = claims.exp.ok_or(TokenError::Claim)?.saturating_add_unsigned(LEEWAY_SECONDS);
+        Ok(Identity { user_id, scope, good_until })
     }
 }
 

@@ -31,6 +31,7 @@ use shared::{
         self, Attempt, ClaimRequest, Claimed, ClaimedOperation, LaneClaim, LaneClass, OperationResult, Outcome,
         Settlement,
     },
+    wake::Wake,
 };
 use sqlx::{Connection as _, PgConnection, PgPool, Postgres, pool::PoolConnection};
 use time::OffsetDateTime;
@@ -283,6 +284,8 @@ pub(crate) struct Coordinator {
     breaker: Arc<Breaker>,
     underway: Underway,
     look: Arc<Notify>,
+    /// Told when clients have something to hear.
+    tell: Wake,
     idle: Notify,
     stop: CancellationToken,
     draining: CancellationToken,
@@ -308,11 +311,18 @@ impl Coordinator {
             breaker,
             underway: Underway::default(),
             look,
+            tell: Wake::silent(),
             idle: Notify::new(),
             stop,
             draining: CancellationToken::new(),
             broken_off: CancellationToken::new(),
         }
+    }
+
+    /// Wakes those who tell clients, after each settle that has news for them.
+    pub(crate) fn telling(mut self, tell: Wake) -> Self {
+        self.tell = tell;
+        self
     }
 
     /// Runs until the stop token is cancelled and everything under way is settled, or the time for that is over. Then
@@ -499,6 +509,9 @@ impl Coordinator {
         reach(Point::SettleCommitted);
         metrics::counter!("outbox_dead_total").increment(settled.died);
         let more = settled.finished > 0;
+        if more || settled.died > 0 {
+            self.tell.committed();
+        }
         let mut fenced = Vec::new();
         for (n, settlement) in std::mem::take(round).into_iter().enumerate() {
             if settled.deferred.contains(&n) {
@@ -564,6 +577,7 @@ impl Coordinator {
                 reach(Point::EvidenceWritten);
                 tx.commit().await?;
                 reach(Point::EvidenceCommitted);
+                self.tell.committed();
             }
         }
         Ok(())

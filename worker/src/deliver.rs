@@ -269,10 +269,10 @@ impl Deliverer {
         if let Mode::Known(event_id) = &operation.mode {
             return Ok(Ended::untried(delivered(event_id.clone())));
         }
-        if let Some(left) = &operation.maybe_sent_to
-            && let Some(event_id) = self.look_up(operation, left).await?
-        {
-            return Ok(Ended::well(Outcome::Delivered { event_id, room_id: left.clone() }));
+        for left in &operation.maybe_sent_to {
+            if let Some(event_id) = self.look_up(operation, left).await? {
+                return Ok(Ended::well(Outcome::Delivered { event_id, room_id: left.clone() }));
+            }
         }
         match &operation.mode {
             Mode::Close { look_up } => {
@@ -363,8 +363,11 @@ impl Deliverer {
             (None, None) => return Ok(Ended::well(Outcome::NotThere)),
             (None, Some(sent)) => {
                 let mut stands_in = None;
-                if let Some(left) = &target.maybe_sent_to {
+                for left in &target.maybe_sent_to {
                     stands_in = self.look_for(target.outbox_id, sent, left).await?.map(|event_id| (event_id, left));
+                    if stands_in.is_some() {
+                        break;
+                    }
                 }
                 if stands_in.is_none() {
                     let closed = self.close(sending, room_id, target.outbox_id, sent).await?;

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use shared::{
-    audit,
+    audit, events,
     outbox::{self, Gauges},
 };
 use sqlx::PgPool;
@@ -37,9 +37,11 @@ async fn look(pool: &PgPool, since: &mut Option<OffsetDateTime>) -> Result<(), s
         Some(since) => since,
         None => *since.insert(shared::database::now(&mut tx).await?),
     };
+    let lag = events::lag(&mut tx).await?;
     let totals = audit::totals_since(&mut tx, since).await?;
     tx.commit().await?;
     report(&gauges);
+    metrics::gauge!("event_log_lag_seconds").set(lag.as_secs_f64());
     metrics::counter!("outbox_requeued_total").absolute(totals.requeued);
     metrics::counter!("outbox_discarded_total").absolute(totals.discarded);
     Ok(())

@@ -18,8 +18,8 @@ use shared::{
     config::{DeliveryConfig, MatrixConfig, programs::WorkerSettings},
     database::{self, Limits},
     ids::WorkerId,
-    outbox::WakeListener,
     seal::KeyRing,
+    wake::{Channel, Wake, WakeListener},
 };
 use sqlx::PgPool;
 use tokio::{
@@ -92,7 +92,10 @@ impl Worker {
         tracing::info!(worker.id = %worker_id, listen = %self.address()?, "worker starts");
         let served = CancellationToken::new();
         let status = tokio::spawn(status::serve(self.listener, self.pool.clone(), self.metrics, served.clone()));
-        tokio::spawn(stop.clone().run_until_cancelled_owned(maintenance::run(self.pool.clone())));
+        tokio::spawn(
+            stop.clone()
+                .run_until_cancelled_owned(maintenance::run(self.pool.clone(), self.config.delivery.events_retention)),
+        );
         tokio::spawn(stop.clone().run_until_cancelled_owned(gauges::run(self.pool.clone())));
         let ended = if let Some(matrix) = self.config.matrix {
             let (delivery, keys) = (self.config.delivery, self.config.content_keys);
@@ -136,7 +139,8 @@ async fn deliver_until(
     );
     let asked = stop.clone();
     let look = Arc::new(Notify::new());
-    WakeListener::start(pool.clone(), Arc::clone(&look), stop.clone());
+    WakeListener::start(Channel::Outbox, pool.clone(), Arc::clone(&look), stop.clone());
+    let tell = if config.notify { Wake::start(Channel::Events, pool.clone(), stop.clone()) } else { Wake::silent() };
     let pace = Arc::new(Pace::default());
     let rooms = Arc::new(Rooms::new(pool.clone(), homeserver.clone()));
     let syncing = matrix.sync.enabled.then(|| {
@@ -164,7 +168,7 @@ async fn deliver_until(
     let (batches, receiver) = mpsc::channel(config.slots);
     let probing = probe(Arc::clone(&breaker), config.probe, Arc::clone(&look), deliverer.homeserver.clone());
     let probing = tokio::spawn(stop.clone().run_until_cancelled_owned(probing));
-    let coordinator = Arc::new(Coordinator::new(pool, config, identity, pace, breaker, look, stop));
+    let coordinator = Arc::new(Coordinator::new(pool, config, identity, pace, breaker, look, stop).telling(tell));
     let monitor = monitor(&Batches::new(receiver), &deliverer);
     let coordinating = tokio::spawn(coordinator.run(batches));
     // Ends when the coordinator has closed the channel; a stop that took too long leaves sends to their leases.

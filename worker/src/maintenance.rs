@@ -1,24 +1,31 @@
-//! Housekeeping: operations that expire, idempotency keys of yesterday, the partitions of the attempts' history.
+//! Housekeeping: operations that expire, the old end of the event log, idempotency keys of yesterday, the partitions of
+//! the attempts' history.
 //!
 //! Every worker does it; all of it may be done by several at once.
 
 use std::time::Duration;
 
-use shared::{database, idempotency, outbox};
+use shared::{database, events, idempotency, inbound, outbox};
 use sqlx::PgPool;
 use tokio::time::{MissedTickBehavior, interval};
 
 /// How often to look for operations that expired.
 const EXPIRE_EVERY: Duration = Duration::from_secs(1);
 
+/// How often the event log is cut: once in so many of the above.
+const FORGET_EVERY: u32 = 60;
+
 /// How often the rest is done: once in so many of the above.
 const TIDY_EVERY: u32 = 3600;
+
+/// How long an event of Matrix waits for its target, and one that makes no sense for somebody who looks at it.
+const PARKED_FOR_DAYS: i32 = 30;
 
 /// How many rows are touched in one go, so that nothing else waits.
 const BATCH: i64 = 500;
 
 /// Runs for ever; a failure is logged and the next round tries again.
-pub(crate) async fn run(pool: PgPool) {
+pub(crate) async fn run(pool: PgPool, events_retention: Duration) {
     let mut tick = interval(EXPIRE_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut round = 0_u32;
@@ -27,6 +34,11 @@ pub(crate) async fn run(pool: PgPool) {
         match outbox::expire(&pool, BATCH).await {
             Ok(expired) => metrics::counter!("outbox_expired_total").increment(expired),
             Err(error) => tracing::warn!(%error, "expiry failed; trying again"),
+        }
+        if round.is_multiple_of(FORGET_EVERY)
+            && let Err(error) = forget(&pool, events_retention).await
+        {
+            tracing::warn!(%error, "the event log is not cut; trying again later");
         }
         if round.is_multiple_of(TIDY_EVERY)
             && let Err(error) = tidy(&pool).await
@@ -37,8 +49,20 @@ pub(crate) async fn run(pool: PgPool) {
     }
 }
 
+async fn forget(pool: &PgPool, older_than: Duration) -> Result<(), sqlx::Error> {
+    loop {
+        let gone = events::forget(pool, older_than, BATCH).await?;
+        metrics::counter!("event_log_forgotten_total").increment(gone);
+        if gone < u64::try_from(BATCH).unwrap_or(0) {
+            return Ok(());
+        }
+    }
+}
+
 async fn tidy(pool: &PgPool) -> Result<(), sqlx::Error> {
     database::add_attempt_partitions(pool).await?;
     while idempotency::forget(pool, BATCH).await? == u64::try_from(BATCH).unwrap_or(0) {}
+    let mut conn = pool.acquire().await?;
+    while inbound::forget_parked(&mut conn, PARKED_FOR_DAYS, BATCH).await? == u64::try_from(BATCH).unwrap_or(0) {}
     Ok(())
 }

@@ -41,7 +41,10 @@ async fn killed_at_any_statement_of_a_post_nothing_is_half_written() {
         statement += 1;
         assert!(statement < 40, "a POST never got through");
         let proxy = PgProxy::start(&database.url).await;
-        let api = Program::start("api", &api_environment(proxy.url())).await;
+        let mut environment = api_environment(proxy.url());
+        // Whoever looks at the event log meanwhile sends statements too.
+        environment.insert("EVENTS_POLL".into(), "1h".into());
+        let api = Program::start("api", &environment).await;
         let ada = NovaUser::new(&api);
         let conversation = ada.create_conversation(&[UserId::generate()]).await;
         // Statements are prepared at their first use; from the second on a request's statements are always the same.

@@ -8,3 +8,4 @@ mod conversations;
 mod conversing;
 mod idempotency;
 mod pages;
+mod ws;

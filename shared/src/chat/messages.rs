@@ -2,6 +2,7 @@
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use super::{
     ChatError, Contact, Content, MessageKind, Turn,
@@ -199,6 +200,48 @@ pub async fn message(
     reactions::attach(conn, keys, head.conversation_id, &mut message).await?;
     let [message] = message;
     Ok(message)
+}
+
+/// Reads some messages of a conversation, in no order, for whoever has made sure of the reader's right to them. Those that
+/// are not there are left out; one whose text cannot be opened is an error beside the others.
+pub async fn messages_of(
+    conn: &mut PgConnection,
+    keys: &KeyRing,
+    conversation_id: ConversationId,
+    ids: &[MessageId],
+) -> Result<Vec<Result<Message, ChatError>>, sqlx::Error> {
+    let ids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
+    let rows = sqlx::query_as!(
+        DetailRow,
+        r#"
+        select conversation_id as "conversation_id!: ConversationId", message_id as "message_id!: MessageId",
+            seq as "seq!", author_id as "author_id!: UserId", revision as "revision!",
+            reply_to as "reply_to: MessageId", created_at as "created_at!", edited_at, deleted_at,
+            delivery as "delivery: Delivery", matrix_event_id as "event_id: EventId",
+            matrix_room_id as "room_id: RoomId", body, rich as "rich?", kind as "kind!: MessageKind",
+            thread_of as "thread_of: MessageId", contact_matrix_user_id, contact_display_name
+        from message_details
+        where conversation_id = $1 and message_id = any($2)
+        "#,
+        conversation_id.as_uuid(),
+        &ids,
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    let (mut messages, mut failed) = (Vec::new(), Vec::new());
+    for row in rows {
+        match row.open(keys) {
+            Ok(message) => messages.push(message),
+            Err(error) => failed.push(Err(error)),
+        }
+    }
+    match reactions::attach(conn, keys, conversation_id, &mut messages).await {
+        Ok(()) => {}
+        Err(ChatError::Database(error)) => return Err(error),
+        Err(error) => failed.push(Err(error)),
+    }
+    failed.extend(messages.into_iter().map(Ok));
+    Ok(failed)
 }
 
 /// Which messages of a conversation to list.

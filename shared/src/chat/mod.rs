@@ -28,12 +28,12 @@ pub(crate) use members::{begin_stay, end_stay};
 pub(crate) use messages::delete_redacted;
 pub use messages::{
     Edited, Message, MessageHead, NewMessage, PageRequest, delete_message, edit_message, find_message, insert_message,
-    message, messages,
+    message, messages, messages_of,
 };
 pub(crate) use reactions::reaction_of_operation;
 pub use reactions::{
-    MAX_REACTIONS, MAX_REACTIONS_OF_ONE, Reacted, Reactions, Tally, Unreacted, add_reaction, open_reaction_key,
-    remove_reaction,
+    MAX_REACTIONS, MAX_REACTIONS_OF_ONE, Reacted, Reactions, StoredReaction, Tally, Unreacted, add_reaction,
+    open_reaction_key, reactions_of, remove_reaction,
 };
 pub use rooms::{
     RoomPlan, contacts, load_room_mapping, lookup_conversation_by_room_id, replace_room, room_plan, save_room_mapping,
@@ -300,6 +300,15 @@ pub async fn conversations(
     .fetch_all(&mut *conn)
     .await?;
     read_conversations(conn, &ids).await
+}
+
+/// Reads conversations, newest first, for whoever has made sure of the reader's right to them. Those that are not there are
+/// left out.
+pub async fn conversations_of(
+    conn: &mut PgConnection,
+    ids: &[ConversationId],
+) -> Result<Vec<Conversation>, sqlx::Error> {
+    read_conversations(conn, ids).await
 }
 
 async fn read_conversations(conn: &mut PgConnection, ids: &[ConversationId]) -> Result<Vec<Conversation>, sqlx::Error> {

@@ -162,6 +162,52 @@ pub(super) async fn attach(
     Ok(())
 }
 
+/// A reaction, as it stands in the database.
+#[derive(Debug, Clone)]
+pub struct StoredReaction {
+    /// Its id.
+    pub reaction_id: ReactionId,
+    /// The message.
+    pub message_id: MessageId,
+    /// The user or contact whose it is.
+    pub reactor_id: UserId,
+    /// The emoji or word; none once it was removed.
+    pub key: Option<String>,
+}
+
+/// Reads some reactions of a conversation, removed ones too, for whoever has made sure of the reader's right to them. Those
+/// that are not there are left out; one whose key cannot be opened is an error beside the others.
+pub async fn reactions_of(
+    conn: &mut PgConnection,
+    keys: &KeyRing,
+    conversation_id: ConversationId,
+    ids: &[ReactionId],
+) -> Result<Vec<Result<StoredReaction, ChatError>>, sqlx::Error> {
+    let ids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
+    let rows = sqlx::query!(
+        r#"
+        select reaction_id as "reaction_id: ReactionId", message_id as "message_id: MessageId",
+            reactor_id as "reactor_id: UserId", key
+        from message_reactions
+        where conversation_id = $1 and reaction_id = any($2)
+        "#,
+        conversation_id.as_uuid(),
+        &ids,
+    )
+    .fetch_all(conn)
+    .await?;
+    let opened = rows.into_iter().map(|row| {
+        let open = |sealed: Vec<u8>| open_reaction_key(keys, conversation_id, row.reaction_id, &sealed);
+        Ok(StoredReaction {
+            reaction_id: row.reaction_id,
+            message_id: row.message_id,
+            reactor_id: row.reactor_id,
+            key: row.key.map(open).transpose()?,
+        })
+    });
+    Ok(opened.collect())
+}
+
 /// A user reacts to a message. `to_matrix` is false when nothing new is meant for Matrix.
 pub async fn add_reaction(
     conn: &mut PgConnection,

@@ -13,8 +13,10 @@ use crate::{ids::MatrixUserId, seal::KeyRing};
 
 pub mod programs;
 mod sync;
+mod websocket;
 
 pub use sync::{InvitePolicy, SyncArgs, SyncConfig};
+pub use websocket::{WebSocketArgs, WebSocketConfig};
 
 /// What is wrong with one option.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -122,7 +124,8 @@ pub struct ApiArgs {
     /// Where to listen; port 0 picks a free one [default: 127.0.0.1:8080]
     #[arg(long, env = "API_LISTEN", value_name = "HOST:PORT")]
     pub api_listen: Option<String>,
-    /// Whether to wake workers by NOTIFY after a commit; without, they poll: true or false [default: true]
+    /// Whether to wake workers and other API processes by NOTIFY after a commit, and to be woken; without, all poll: true
+    /// or false [default: true]
     #[arg(long, env = "OUTBOX_NOTIFY", value_name = "BOOL")]
     pub outbox_notify: Option<String>,
     /// Live operations of one conversation past which new messages are refused with 429 [default: 10000]
@@ -160,6 +163,12 @@ pub struct DeliveryArgs {
     /// For how long the homeserver remembers a transaction id [default: 20h]
     #[arg(long, env = "OUTBOX_DEDUPE_WINDOW", value_name = "DURATION")]
     pub outbox_dedupe_window: Option<String>,
+    /// Whether to wake API processes by NOTIFY after a commit; without, they poll: true or false [default: true]
+    #[arg(long, env = "OUTBOX_NOTIFY", value_name = "BOOL")]
+    pub outbox_notify: Option<String>,
+    /// How long a client may be away and still be told all that it missed [default: 24h]
+    #[arg(long, env = "EVENTS_RETENTION", value_name = "DURATION")]
+    pub events_retention: Option<String>,
 }
 
 /// How to reach the database.
@@ -211,6 +220,10 @@ pub struct DeliveryConfig {
     pub lookup_delay: Duration,
     /// An ambiguous attempt older than this is looked up before it is repeated.
     pub dedupe_window: Duration,
+    /// Whether to wake API processes by NOTIFY.
+    pub notify: bool,
+    /// How long the event log is kept.
+    pub events_retention: Duration,
 }
 
 /// How the API listens and wakes workers.
@@ -218,7 +231,7 @@ pub struct DeliveryConfig {
 pub struct ApiConfig {
     /// Where to listen.
     pub listen: SocketAddr,
-    /// Whether to wake workers by NOTIFY.
+    /// Whether to wake workers and other API processes by NOTIFY, and to listen for it.
     pub notify: bool,
     /// Live operations of one conversation past which new messages are refused.
     pub lane_limit: i32,
@@ -429,6 +442,9 @@ impl Checked {
         let probe = self.duration("OUTBOX_PROBE", args.outbox_probe.as_ref(), ms(1000), ms(10));
         let window =
             self.duration("OUTBOX_DEDUPE_WINDOW", args.outbox_dedupe_window.as_ref(), ms(20 * 3_600_000), ms(0));
+        let notify = self.flag("OUTBOX_NOTIFY", args.outbox_notify.as_ref(), true);
+        let retention =
+            self.duration("EVENTS_RETENTION", args.events_retention.as_ref(), ms(24 * 3_600_000), ms(60_000));
         let (lease, http_timeout) = (lease?, http?);
         // A request that outlives its lease would let two workers send for one lane.
         if http_timeout + lease / 4 > lease {
@@ -445,6 +461,8 @@ impl Checked {
             probe: probe?,
             lookup_delay: lookup_delay?,
             dedupe_window: window?,
+            notify: notify?,
+            events_retention: retention?,
         })
     }
 }

@@ -5,7 +5,8 @@ use secrecy::SecretString;
 
 use super::{
     ApiArgs, ApiConfig, Checked, ConfigProblem, ContentKeysArgs, DatabaseArgs, DatabaseConfig, DeliveryArgs,
-    DeliveryConfig, JwtArgs, LogArgs, LogFormat, MatrixArgs, MatrixConfig, MatrixEnabledArgs,
+    DeliveryConfig, JwtArgs, LogArgs, LogFormat, MatrixArgs, MatrixConfig, MatrixEnabledArgs, WebSocketArgs,
+    WebSocketConfig,
 };
 use crate::seal::KeyRing;
 
@@ -15,6 +16,8 @@ use crate::seal::KeyRing;
 pub struct ApiCli {
     #[command(flatten)]
     api: ApiArgs,
+    #[command(flatten)]
+    websocket: WebSocketArgs,
     #[command(flatten)]
     database: DatabaseArgs,
     #[command(flatten)]
@@ -32,6 +35,8 @@ pub struct ApiCli {
 pub struct ApiSettings {
     /// How it listens and wakes workers.
     pub api: ApiConfig,
+    /// How clients are told of events.
+    pub websocket: WebSocketConfig,
     /// How it reaches the database.
     pub database: DatabaseConfig,
     /// What seals message texts.
@@ -50,6 +55,7 @@ impl ApiCli {
         let mut checked = Checked::default();
         let log = checked.log(&self.log);
         let api = checked.api(&self.api);
+        let websocket = checked.websocket(&self.websocket);
         let database = checked.database(&self.database);
         let content_keys = checked.content_keys(&self.content_keys);
         let jwt_secret = checked.jwt_secret(&self.jwt);
@@ -57,6 +63,7 @@ impl ApiCli {
         let settings = (|| {
             Some(ApiSettings {
                 api: api?,
+                websocket: websocket?,
                 database: database?,
                 content_keys: content_keys?,
                 jwt_secret: jwt_secret?,

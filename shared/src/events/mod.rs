@@ -19,6 +19,14 @@ use uuid::Uuid;
 
 use crate::ids::ConversationId;
 
+mod log;
+mod position;
+mod retention;
+
+pub use log::{Entry, Lost, Page, Span, Tail, lag, members_of, newest, page, tail};
+pub use position::{NotAPosition, Position};
+pub use retention::forget;
+
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum EventKind {

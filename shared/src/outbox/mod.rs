@@ -59,7 +59,6 @@ mod revise;
 mod settle;
 mod show;
 mod view;
-mod wake;
 mod words;
 
 pub use claim::{
@@ -89,7 +88,6 @@ pub use revise::{Deletion, Sending, delete, edit, react, unreact};
 pub use settle::{Settled, Settlement, settle};
 pub use show::{Death, Found, MessageFacts, Place, Shown, Withdrawal, find, message_facts, show};
 pub use view::{AttemptView, Delivery, Explanation, explain};
-pub use wake::{CHANNEL, Wake, WakeListener, wake_now};
 pub use words::{cause_in_words, hint, left_undone};
 
 use words::PARENT_DEAD_HINT;

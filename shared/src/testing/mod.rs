@@ -13,6 +13,7 @@ pub mod nova;
 pub mod private;
 pub mod proxy;
 pub mod traffic;
+pub mod websocket;
 
 /// How long tests wait for what must come: far longer than it ever takes, so that a busy machine fails no test.
 pub const PATIENCE: Duration = Duration::from_mins(1);

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use super::{
     eventually,
     matrix_client::{HomeserverAddress, MatrixClient},
+    websocket::Socket,
 };
 use crate::{database::unix_time, ids::UserId, token};
 
@@ -28,9 +29,10 @@ pub const JWT_SECRET: &str = "a secret for tests, long enough for HS256";
 pub const CONTENT_KEYS: &str = "test:AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 
 /// Short leases, polls and backoffs: what takes minutes in production takes tenths of a second in tests.
-const QUICK: [(&str, &str); 7] = [
+const QUICK: [(&str, &str); 8] = [
     ("OUTBOX_LEASE", "2s"),
     ("OUTBOX_POLL", "50ms"),
+    ("EVENTS_POLL", "50ms"),
     ("OUTBOX_HTTP_TIMEOUT", "1s"),
     ("OUTBOX_BACKOFF", "20ms"),
     ("OUTBOX_PROBE", "100ms"),
@@ -347,6 +349,34 @@ impl NovaUser {
             request = request.header("authorization", authorization);
         }
         answer(request).await.expect("the API answers")
+    }
+
+    /// Opens a WebSocket, from now on or from a cursor, and waits until it is ready.
+    pub async fn listen(&self, since: Option<&str>) -> Socket {
+        let mut socket = self.try_listen(since).await.expect("the API takes the connection");
+        assert_eq!(socket.frame().await["type"], "ready");
+        socket
+    }
+
+    /// Opens a WebSocket. The error is the status and the body of a refusal; 0 when no answer came.
+    pub async fn try_listen(&self, since: Option<&str>) -> Result<Socket, (u16, Value)> {
+        let base = self.front.url().replacen("http", "ws", 1);
+        let since = since.map(|since| format!("?since={since}")).unwrap_or_default();
+        let authorization = format!("Bearer {}", self.token);
+        Socket::connect(&format!("{base}/ws{since}"), &[("authorization", &authorization)]).await
+    }
+
+    /// The same user with a token that expires so many seconds from now.
+    #[must_use]
+    pub fn expiring_in(&self, seconds: i64) -> Self {
+        let secret = SecretString::from(JWT_SECRET);
+        let token = token::sign(&secret, self.user_id, unix_time() + seconds, None).expect("a token can be signed");
+        Self { token, ..self.clone() }
+    }
+
+    /// Its token.
+    pub fn token(&self) -> &str {
+        &self.token
     }
 
     /// Creates a conversation with these members beside the user; returns its id.

@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 use crate::chat::TEXT;
 
 /// Options that tests shorten: here they are as in life.
-const FOR_TESTS: [&str; 4] = ["OUTBOX_LEASE", "OUTBOX_POLL", "OUTBOX_HTTP_TIMEOUT", "OUTBOX_BACKOFF"];
+const FOR_TESTS: [&str; 5] = ["OUTBOX_LEASE", "OUTBOX_POLL", "OUTBOX_HTTP_TIMEOUT", "OUTBOX_BACKOFF", "EVENTS_POLL"];
 
 /// More than is ever written here to one conversation.
 const LANE_LIMIT: &str = "1000000";

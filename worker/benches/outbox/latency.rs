@@ -8,8 +8,8 @@ use std::{
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::json;
 use shared::{
-    outbox::{CHANNEL, Wake},
     testing::nova::NovaUser,
+    wake::{Channel, Wake},
 };
 use sqlx::{Connection as _, Row as _, postgres::PgListener};
 use tokio::{task::JoinSet, time::sleep};
@@ -71,7 +71,7 @@ async fn pause(random: &mut StdRng) {
 /// The least that a wake-up could cost: a bare notification, and one request once it is heard.
 async fn wake_and_put(database: &Database, home: &Home, posts: usize) -> Times {
     let mut listener = PgListener::connect(&database.url).await.unwrap();
-    listener.listen(CHANNEL).await.unwrap();
+    listener.listen(Channel::Outbox.as_str()).await.unwrap();
     let room = home.account.create_room(&json!({})).await.unwrap();
     let mut random = StdRng::seed_from_u64(1);
     let mut sent: HashMap<String, Instant> = HashMap::new();
@@ -79,7 +79,12 @@ async fn wake_and_put(database: &Database, home: &Home, posts: usize) -> Times {
         pause(&mut random).await;
         let txn = Uuid::new_v4().to_string();
         sent.insert(txn.clone(), Instant::now());
-        sqlx::query("select pg_notify($1, $2)").bind(CHANNEL).bind(&txn).execute(&database.pool).await.unwrap();
+        sqlx::query("select pg_notify($1, $2)")
+            .bind(Channel::Outbox.as_str())
+            .bind(&txn)
+            .execute(&database.pool)
+            .await
+            .unwrap();
         let heard = listener.recv().await.unwrap();
         let content = json!({"msgtype": "m.text", "body": TEXT});
         home.account.send(&room, "m.room.message", heard.payload(), &content).await.unwrap();
@@ -108,7 +113,7 @@ async fn bare_commit(database: &Database, posts: usize) -> Times {
 /// Messages of ours, committed here and announced as the API does.
 async fn by_commit(database: &Database, home: &Home, chat: &Chat, posts: usize) -> Times {
     let stop = CancellationToken::new();
-    let wake = Wake::start(database.pool.clone(), stop.clone());
+    let wake = Wake::start(Channel::Outbox, database.pool.clone(), stop.clone());
     let mut random = StdRng::seed_from_u64(2);
     let mut conn = database.connect().await;
     let mut sent = HashMap::new();

@@ -23,6 +23,7 @@ mod load;
 mod snapshot;
 mod statements;
 mod writes;
+mod ws;
 
 use figures::{Figure, Table};
 
@@ -35,6 +36,8 @@ enum Section {
     Drain,
     /// From a commit to the request at the homeserver
     Latency,
+    /// From a commit to the frame at a client of another API process
+    Ws,
     /// Pages that a claim reads, by what the tables hold
     Claim,
     /// Pages that a claim reads while someone holds a snapshot
@@ -72,6 +75,7 @@ async fn main() {
             Section::Writes => writes::measure(options.quick).await,
             Section::Drain => drain::measure(options.quick).await,
             Section::Latency => latency::measure(options.quick).await,
+            Section::Ws => ws::measure(options.quick).await,
             Section::Claim => claim::measure(options.quick).await,
             Section::Snapshot => snapshot::measure(options.quick).await,
         });

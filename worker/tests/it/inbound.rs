@@ -461,9 +461,9 @@ async fn replies_threads_reactions_files_and_formatted_words_come_in_as_what_the
     let reaction = json!({"m.relates_to": {"rel_type": "m.annotation", "event_id": first, "key": "yes"}});
     let reaction = room.grace.send(&room.room, "m.reaction", "reaction", &reaction).await.unwrap();
     let messages = room.says(&["root", "reply", "thread", "bold", "plan.pdf"]).await;
-    let root = &messages[0]["id"];
-    assert_eq!((&messages[1]["reply_to"], &messages[1]["thread_of"]), (root, &Value::Null));
-    assert_eq!((&messages[2]["reply_to"], &messages[2]["thread_of"]), (&Value::Null, root));
+    let parent = &messages[0]["id"];
+    assert_eq!((&messages[1]["reply_to"], &messages[1]["thread_of"]), (parent, &Value::Null));
+    assert_eq!((&messages[2]["reply_to"], &messages[2]["thread_of"]), (&Value::Null, parent));
     assert_eq!(messages[3]["formatted"], "<strong>bold</strong>");
     assert_eq!((&messages[3]["kind"], &messages[3]["mentions"]), (&json!("emote"), &json!([room.scene.grace.user_id])));
     assert_eq!((&messages[4]["kind"], &messages[4]["media"]["url"]), (&json!("file"), &json!("mxc://nova.test/plan")));

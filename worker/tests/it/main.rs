@@ -3,6 +3,7 @@
 
 mod blame;
 mod canary;
+mod clients;
 mod configuration;
 mod conversations;
 mod delivery;

@@ -250,16 +250,16 @@ async fn what_people_do_on_synapse_while_everything_restarts_is_in_the_database_
 
     for (conversation, room) in &rooms {
         let expected = read_room(&home.account.timeline(room).await.unwrap());
-        let seen = eventually("a conversation has all of its room", || async {
+        let equal = eventually("a conversation has all of its room", || async {
             let messages = all_messages(&scene.ada, conversation).await;
             (read_conversation(&messages) == expected).then_some(messages)
         });
-        let seen = tokio::time::timeout(Duration::from_secs(50), seen).await;
-        let Ok(seen) = seen else {
+        let Ok(messages) = tokio::time::timeout(Duration::from_secs(50), equal).await else {
             assert_eq!(read_conversation(&all_messages(&scene.ada, conversation).await), expected, "in {room}");
             return;
         };
-        let mut events: Vec<&str> = seen.iter().filter_map(|message| message["matrix"]["event_id"].as_str()).collect();
+        let mut events: Vec<&str> =
+            messages.iter().filter_map(|message| message["matrix"]["event_id"].as_str()).collect();
         let all = events.len();
         events.sort_unstable();
         events.dedup();

@@ -85,6 +85,9 @@ pub(crate) async fn discard(args: &DiscardArgs) -> Result<(), Failed> {
         gone.extend_from_slice(&done.gone);
         report.take(*conversation_id, done);
     }
+    if report.discarded > 0 {
+        shared::wake::wake_now(&pool).await;
+    }
     if args.json {
         json(&report)?;
     } else {

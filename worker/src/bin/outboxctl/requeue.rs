@@ -99,7 +99,7 @@ pub(crate) async fn requeue(args: &RequeueArgs) -> Result<(), Failed> {
         report.refused.extend(targets.refused.iter().cloned());
     }
     if report.requeued > 0 && !args.dry_run {
-        outbox::wake_now(&pool).await;
+        shared::wake::wake_now(&pool).await;
     }
     if args.json {
         json(&report)?;

@@ -98,7 +98,7 @@ pub(crate) async fn resume(args: &ResumeArgs) -> Result<(), Failed> {
         eprintln!("nothing to resume: no pause or hold of {name} lasts");
         return Err(Failed::Reported);
     }
-    outbox::wake_now(&pool).await;
+    shared::wake::wake_now(&pool).await;
     let still_paused = outbox::pauses(&mut *pool.acquire().await?).await?;
     if args.json {
         let (ended, lanes_going_on) = (resumed.ended, resumed.lanes);
@@ -156,6 +156,6 @@ async fn batch(
     let mut tx = pool.begin().await?;
     let batch = operator::resume_held(&mut tx, by, args.because.as_deref(), after, args.reason.as_deref()).await?;
     tx.commit().await?;
-    outbox::wake_now(pool).await;
+    shared::wake::wake_now(pool).await;
     Ok(batch)
 }

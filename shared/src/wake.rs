@@ -1,4 +1,4 @@
-//! Wake-ups: after a commit, workers that listen are told to look at once instead of at their next poll.
+//! Wake-ups: after a commit, those who listen are told to look at once instead of at their next poll.
 //!
 //! A wake-up only shortens a wait. It is sent outside of every business transaction, since NOTIFY inside of one makes all
 //! commits of the database queue up behind one lock; many commits share one, since one says as much as a hundred; and a
@@ -11,9 +11,6 @@ use tokio::{sync::Notify, time};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// The channel of NOTIFY and LISTEN.
-pub const CHANNEL: &str = "outbox";
-
 /// Commits within this long after a wake-up share the next one: the first goes out at once, later ones wait this long.
 const WINDOW: Duration = Duration::from_millis(5);
 
@@ -23,7 +20,45 @@ const SELF_TEST: Duration = Duration::from_secs(5);
 /// How long the listener waits before it connects again.
 const RECONNECT: Duration = Duration::from_secs(1);
 
-/// Tells workers that something was committed.
+/// Who is to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Channel {
+    /// Workers: something was enqueued.
+    Outbox,
+    /// API processes: something happened that clients are told of.
+    Events,
+}
+
+impl Channel {
+    /// The channel of NOTIFY and LISTEN.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Outbox => "outbox",
+            Self::Events => "outbox_events",
+        }
+    }
+
+    const fn sent_metric(self) -> &'static str {
+        match self {
+            Self::Outbox => "outbox_wakeups_sent_total",
+            Self::Events => "event_log_wakeups_sent_total",
+        }
+    }
+
+    const fn listening_metric(self) -> &'static str {
+        match self {
+            Self::Outbox => "outbox_listening",
+            Self::Events => "event_log_listening",
+        }
+    }
+
+    async fn notify(self, pool: &PgPool, payload: &str) -> Result<(), sqlx::Error> {
+        sqlx::query!("select pg_notify($1, $2)", self.as_str(), payload).execute(pool).await?;
+        Ok(())
+    }
+}
+
+/// Tells others that something was committed.
 #[derive(Debug, Clone)]
 pub struct Wake {
     pending: Option<Arc<Notify>>,
@@ -31,15 +66,17 @@ pub struct Wake {
 
 impl Wake {
     /// Starts the task that sends; it ends with the token.
-    pub fn start(pool: PgPool, stop: CancellationToken) -> Self {
+    pub fn start(channel: Channel, pool: PgPool, stop: CancellationToken) -> Self {
         let pending = Arc::new(Notify::new());
         let notify = Arc::clone(&pending);
         tokio::spawn(stop.run_until_cancelled_owned(async move {
             loop {
                 notify.notified().await;
-                match sqlx::query!("select pg_notify($1, '')", CHANNEL).execute(&pool).await {
-                    Ok(_) => metrics::counter!("outbox_wakeups_sent_total").increment(1),
-                    Err(error) => tracing::debug!(%error, "wake-up not sent; workers will poll"),
+                match channel.notify(&pool, "").await {
+                    Ok(()) => metrics::counter!(channel.sent_metric()).increment(1),
+                    Err(error) => {
+                        tracing::debug!(%error, channel = channel.as_str(), "wake-up not sent; others will poll");
+                    }
                 }
                 time::sleep(WINDOW).await;
             }
@@ -47,12 +84,12 @@ impl Wake {
         Self { pending: Some(pending) }
     }
 
-    /// Wakes nobody: workers poll.
+    /// Wakes nobody: they poll.
     pub const fn silent() -> Self {
         Self { pending: None }
     }
 
-    /// To be called after each commit that enqueued something. Never blocks, never fails.
+    /// To be called after each commit that the channel is about. Never blocks, never fails.
     pub fn committed(&self) {
         if let Some(pending) = &self.pending {
             pending.notify_one();
@@ -60,10 +97,12 @@ impl Wake {
     }
 }
 
-/// Wakes workers at once, after a commit: for who is about to end. One that is lost costs a poll.
+/// Wakes workers and API processes at once, after a commit: for who is about to end. One that is lost costs a poll.
 pub async fn wake_now(pool: &PgPool) {
-    if let Err(error) = sqlx::query!("select pg_notify($1, '')", CHANNEL).execute(pool).await {
-        tracing::debug!(%error, "wake-up not sent; workers will poll");
+    for channel in [Channel::Outbox, Channel::Events] {
+        if let Err(error) = channel.notify(pool, "").await {
+            tracing::debug!(%error, channel = channel.as_str(), "wake-up not sent; others will poll");
+        }
     }
 }
 
@@ -75,27 +114,29 @@ impl WakeListener {
     /// Starts listening; `heard` is notified for each wake-up. Reconnects by itself; ends with the token.
     ///
     /// On each connection it sends itself a message first: behind some connection poolers LISTEN succeeds and nothing is
-    /// ever heard. Then a warning and the gauge `outbox_listening` = 0 say so, and polling does all the work.
-    pub fn start(pool: PgPool, heard: Arc<Notify>, stop: CancellationToken) {
-        metrics::gauge!("outbox_listening").set(0.0);
+    /// ever heard. Then a warning and a gauge (`outbox_listening`, `event_log_listening`) say so, and polling does all the
+    /// work.
+    pub fn start(channel: Channel, pool: PgPool, heard: Arc<Notify>, stop: CancellationToken) {
+        metrics::gauge!(channel.listening_metric()).set(0.0);
         tokio::spawn(stop.run_until_cancelled_owned(async move {
             loop {
-                if let Err(error) = listen(&pool, &heard).await {
-                    tracing::warn!(%error, "not listening for wake-ups; polling until connected again");
+                if let Err(error) = listen(channel, &pool, &heard).await {
+                    let channel = channel.as_str();
+                    tracing::warn!(%error, channel, "not listening for wake-ups; polling until connected again");
                 }
-                metrics::gauge!("outbox_listening").set(0.0);
+                metrics::gauge!(channel.listening_metric()).set(0.0);
                 time::sleep(RECONNECT).await;
             }
         }));
     }
 }
 
-async fn listen(pool: &PgPool, heard: &Notify) -> Result<(), sqlx::Error> {
+async fn listen(channel: Channel, pool: &PgPool, heard: &Notify) -> Result<(), sqlx::Error> {
     let mut listener = PgListener::connect_with(pool).await?;
     listener.ignore_pool_close_event(true);
-    listener.listen(CHANNEL).await?;
+    listener.listen(channel.as_str()).await?;
     let probe = Uuid::new_v4().to_string();
-    sqlx::query!("select pg_notify($1, $2)", CHANNEL, probe).execute(pool).await?;
+    channel.notify(pool, &probe).await?;
     let own_message = async {
         loop {
             match listener.try_recv().await? {
@@ -106,14 +147,15 @@ async fn listen(pool: &PgPool, heard: &Notify) -> Result<(), sqlx::Error> {
         }
     };
     match time::timeout(SELF_TEST, own_message).await {
-        Ok(Ok(true)) => metrics::gauge!("outbox_listening").set(1.0),
+        Ok(Ok(true)) => metrics::gauge!(channel.listening_metric()).set(1.0),
         Ok(Ok(false)) => return Ok(()),
         Ok(Err(error)) => return Err(error),
         Err(_) => tracing::warn!(
+            channel = channel.as_str(),
             "LISTEN succeeded but nothing is heard: is there a connection pooler in transaction mode? Polling instead"
         ),
     }
-    // What was enqueued while nobody listened.
+    // What was committed while nobody listened.
     heard.notify_one();
     while listener.try_recv().await?.is_some() {
         heard.notify_one();
