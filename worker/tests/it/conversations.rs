@@ -166,9 +166,12 @@ async fn a_reply_to_what_matrix_does_not_have_goes_without_its_relation() {
     let fake = FakeHomeserver::start().await;
     let home = Home::of(&fake).await;
     let scene = Scene::new(&home).await;
-    let (conversation, room) = {
+    let (conversation, room, redacted) = {
         let _worker = scene.worker().await;
-        scene.begun().await
+        let (conversation, room) = scene.begun().await;
+        let redacted = say(&scene.ada, &conversation, &json!({})).await;
+        scene.ada.delivered(&redacted).await;
+        (conversation, room, redacted)
     };
     let api = scene.api_with(&[("MATRIX_ENABLED", "false")]).await;
     let disabled = say(&scene.ada.via(&api), &conversation, &json!({})).await;
@@ -180,7 +183,9 @@ async fn a_reply_to_what_matrix_does_not_have_goes_without_its_relation() {
         replies.push(say(&scene.grace, &conversation, &json!({"reply_to": target})).await);
         replies.push(say(&scene.grace, &conversation, &json!({"thread_of": target})).await);
     }
+    replies.push(say(&scene.grace, &conversation, &json!({"reply_to": redacted})).await);
     scene.ada.delete(&deleted).await.expect(200);
+    scene.ada.delete(&redacted).await.expect(200);
     let _worker = scene.worker().await;
     scene.drained().await;
     let timeline = fake.timeline(&room);
@@ -188,7 +193,7 @@ async fn a_reply_to_what_matrix_does_not_have_goes_without_its_relation() {
         assert_eq!(event_of(&timeline, reply).content.get("m.relates_to"), None);
         assert!(scene.grace.get(&format!("/messages/{reply}")).await["matrix"]["event_id"].is_string());
     }
-    assert_eq!(timeline.iter().filter(|event| event.event_type == "m.room.message").count(), 1 + replies.len());
+    assert_eq!(timeline.iter().filter(|event| event.event_type == "m.room.message").count(), 2 + replies.len());
 }
 
 /// Where the reaction stands when somebody changes their mind.

@@ -64,7 +64,7 @@ async fn reacted(lane: &Lane, stands: Stands) -> Posted {
     posted
 }
 
-async fn react(lane: &Lane, posted: &Posted, who: UserId, key: &str) -> Result<Reacted, ChatError> {
+pub(super) async fn react(lane: &Lane, posted: &Posted, who: UserId, key: &str) -> Result<Reacted, ChatError> {
     let mut tx = lane.world.begin().await;
     let turn = lane.turn(&mut tx).await?;
     let reacted = chat::add_reaction(&mut tx, &turn, &lane.world.keys, posted.message_id, who, key, true).await?;
@@ -73,7 +73,7 @@ async fn react(lane: &Lane, posted: &Posted, who: UserId, key: &str) -> Result<R
     Ok(reacted)
 }
 
-async fn unreact(lane: &Lane, posted: &Posted, who: UserId, key: &str) -> Unreacted {
+pub(super) async fn unreact(lane: &Lane, posted: &Posted, who: UserId, key: &str) -> Unreacted {
     let mut tx = lane.world.begin().await;
     let mut turn = lane.turn(&mut tx).await.unwrap();
     let keys = &lane.world.keys;

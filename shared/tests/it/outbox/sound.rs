@@ -55,13 +55,17 @@ select 'the texts of a message leave in the order in which they were written', l
 from live earlier join live later using (conversation_id, lane_id, subject_id)
 where earlier.seq < later.seq and earlier.revision > later.revision
 union all
-select 'what waits to be reacted with has a key', o.outbox_id::text
+select 'a reaction waits with its key, or to be closed before its redaction', o.outbox_id::text
 from (
-    select o.conversation_id, o.outbox_id from live o join lane l using (conversation_id, lane_id)
+    select o.conversation_id, o.outbox_id, o.subject_id from live o join lane l using (conversation_id, lane_id)
     where o.kind = 'react' and o.seq > l.frozen_through and o.maybe_sent_at is null
+        and not exists (
+            select 1 from live r where r.conversation_id = o.conversation_id and r.target_outbox_id = o.outbox_id
+        )
     union all
-    select conversation_id, outbox_id from dead where kind = 'react'
+    select conversation_id, outbox_id, subject_id from dead where kind = 'react'
 ) o
+join messages m on m.conversation_id = o.conversation_id and m.message_id = o.subject_id and m.deleted_at is null
 where not exists (
     select 1 from message_reactions r
     where r.conversation_id = o.conversation_id and r.send_outbox_id = o.outbox_id and r.key is not null
