@@ -227,7 +227,7 @@ impl ApiError {
                 StatusCode::CONFLICT,
                 "made_on_matrix",
                 "Made on Matrix",
-                "your account on Matrix made it; it can only be removed with that account",
+                "your account on Matrix made it; it can only be changed or removed with that account",
             ),
             Self::AnotherRevision(revision) => Problem::new(
                 StatusCode::PRECONDITION_FAILED,

@@ -92,36 +92,42 @@ class Comparison:
         edit = self.edits.get(event["event_id"]) if event else None
         if event:
             content = event["content"]
-            by = str(content.get("com.nova.sender_id"))
+            by = content.get("com.nova.sender_id")
             shown = [f"from {event['sender']}"]
-            shown += [f"com.nova.sender_id {by}", _quoted(content.get("body"))] if content else ["redacted: no content"]
+            shown += [f"com.nova.sender_id {by}"] if by else []
+            shown.append(_quoted(content.get("body")) if content else "redacted: no content")
             shown.append(event["event_id"])
         if edit:
             shown += ["replaced by", _quoted(edit["content"]["m.new_content"].get("body")), edit["event_id"]]
         if message:
             report = self.reports[number]
             matrix = report["matrix"]
-            asked = [f"{message.author.name}: POST /messages", _quoted(message.text)]
+            did = "says on Matrix" if message.on_matrix else "POST /messages"
+            asked = [f"{message.author.name}: {did}", _quoted(message.text)]
             asked += ["then PATCH"] * message.edited + ["then DELETE"] * message.deleted
             said = _quoted(report["plaintext"]) if report["plaintext"] is not None else "deleted"
-            reported = [f"message {message.id}", str(matrix["delivery"]), said, str(matrix["event_id"])]
+            came = f"by {report['author_id']}" if message.on_matrix else str(matrix["delivery"])
+            reported = [f"message {message.id}", came, said, str(matrix["event_id"])]
         if event is None:
             faults.append("Synapse does not have it")
         elif message is None:
             faults.append("nobody asked for it")
         else:
-            if event["sender"] != SERVICE_USER:
+            if event["sender"] != (message.author.matrix_id if message.on_matrix else SERVICE_USER):
                 faults.append("another sender")
             if event["event_id"] != matrix["event_id"]:
                 faults.append("another event id")
-            faults += self._faults_of_content(message, content, edit, report["plaintext"])
+            by = report["author_id"] if message.on_matrix else content.get("com.nova.sender_id")
+            faults += self._faults_of_content(message, by, content, edit, report["plaintext"])
         return Row(asked, shown, reported, faults)
 
-    def _faults_of_content(self, message: Message, content: Json, edit: Json | None, reported: str | None) -> list[str]:
+    def _faults_of_content(
+        self, message: Message, author: object, content: Json, edit: Json | None, reported: str | None
+    ) -> list[str]:
         if message.deleted:
             return ["the text is still there"] if content or edit or reported is not None else []
         faults = []
-        if not _same_user(str(content.get("com.nova.sender_id")), message.author):
+        if not _same_user(str(author), message.author):
             faults.append("another author")
         newest = edit["content"]["m.new_content"] if edit else content
         if not message.text == newest.get("body") == reported:

@@ -25,6 +25,7 @@ def play(scene: Scene) -> None:
     lantern = scene.say("Ada", "Bring a lantern too: it is dark in their \N{CANDLE}")
     secret = scene.say("Ada", "The key is under the flower pot.")
     scene.wait_for_delivery()
+    scene.say_on_matrix("Linus", "I read this on Matrix, and answer from there.")
     scene.edit(lantern, "Bring a lantern too: it is dark in there \N{CANDLE}")
     scene.delete(secret)
 

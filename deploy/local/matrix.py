@@ -54,6 +54,11 @@ class MatrixClient:
     def join(self, room_id: str) -> None:
         self._call("POST", f"/rooms/{_quote(room_id)}/join", {})
 
+    def say(self, room_id: str, text: str) -> str:
+        """Sends a text. Returns its event's id."""
+        path = f"/rooms/{_quote(room_id)}/send/m.room.message/{secrets.token_hex(16)}"
+        return str(self._call("PUT", path, {"msgtype": "m.text", "body": text})["event_id"])
+
     def members(self, room_id: str) -> dict[str, str]:
         """User id to membership."""
         events = self._call("GET", f"/rooms/{_quote(room_id)}/members")["chunk"]

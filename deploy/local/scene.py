@@ -39,13 +39,14 @@ class User:
 
 @dataclass
 class Message:
-    """What the API was asked to say."""
+    """What the API was asked to say, or somebody said on Matrix."""
 
     author: User
     text: str
     id: str
     edited: bool = False
     deleted: bool = False
+    on_matrix: bool = False
 
 
 class Scene:
@@ -94,6 +95,25 @@ class Scene:
         _tell(name, f'POST /messages "{text}"', f"{_said(answer)}, delivery {answer.body['matrix']['delivery']}")
         return message
 
+    def say_on_matrix(self, name: str, text: str) -> Message:
+        """Says something with the user's own Matrix account, and waits until the API knows it."""
+        author = self.users[name]
+        room_id = self.report(self.messages[0])["matrix"]["room_id"]
+        event_id = author.matrix.say(room_id, text)
+        found: list[Json] = []
+
+        def arrived() -> bool:
+            page = self.api(author, "GET", f"/conversations/{self.conversation_id}/messages").body
+            found[:] = [message for message in page["messages"] if message["matrix"]["event_id"] == event_id]
+            return bool(found)
+
+        if not wait_until(arrived, DELIVERY_SECONDS, pause=0.2):
+            raise Disagreement(f'"{text}" did not come from Matrix within {DELIVERY_SECONDS:.0f} s')
+        message = Message(author, text, found[0]["id"], on_matrix=True)
+        self.messages.append(message)
+        _tell(name, f'says on Matrix "{text}"', f"the API has it, id {message.id}")
+        return message
+
     def edit(self, message: Message, text: str) -> None:
         answer = self.api(message.author, "PATCH", f"/messages/{message.id}", {"plaintext": text})
         message.text, message.edited = text, True
@@ -120,6 +140,8 @@ class Scene:
 
     def wait_for_delivery(self) -> None:
         for message in self.messages:
+            if message.on_matrix:
+                continue
 
             def delivered(message: Message = message) -> bool:
                 return bool(self.report(message)["matrix"]["delivery"] == "delivered")

@@ -151,6 +151,8 @@ async fn deliver_until(
             rooms: Arc::clone(&rooms),
             config: matrix.sync.clone(),
             worker_id,
+            tell: tell.clone(),
+            look: Arc::clone(&look),
         };
         tokio::spawn(sync::run(sync, stop.clone()))
     });

@@ -30,11 +30,11 @@ pub use messages::{
     Edited, Message, MessageHead, NewMessage, PageRequest, delete_message, edit_message, find_message, insert_message,
     message, messages, messages_of,
 };
-pub(crate) use reactions::reaction_of_operation;
 pub use reactions::{
     MAX_REACTIONS, MAX_REACTIONS_OF_ONE, Reacted, Reactions, StoredReaction, Tally, Unreacted, add_reaction,
     open_reaction_key, reactions_of, remove_reaction,
 };
+pub(crate) use reactions::{delete_reaction, delete_redacted_reactions};
 pub use rooms::{
     RoomPlan, contacts, load_room_mapping, lookup_conversation_by_room_id, replace_room, room_plan, save_room_mapping,
 };

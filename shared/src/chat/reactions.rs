@@ -282,19 +282,7 @@ pub async fn remove_reaction(
     }
     // A settle writes event ids onto reactions with the lane locked: in the same order here.
     outbox::lock_lane(conn, turn.conversation_id, LaneId::from(turn.conversation_id)).await?;
-    sqlx::query!(
-        r#"
-        update message_reactions set key = null, removed_at = $3
-        where conversation_id = $1 and reaction_id = $2 and removed_at is null
-        "#,
-        turn.conversation_id.as_uuid(),
-        reaction.reaction_id.as_uuid(),
-        turn.at,
-    )
-    .execute(&mut *conn)
-    .await?;
-    let removed_id = reaction.reaction_id.as_uuid();
-    events::record(conn, turn.conversation_id, EventKind::ReactionRemoved, removed_id).await?;
+    delete_reaction(conn, turn, reaction.reaction_id).await?;
     let removed = |to_send| Unreacted::Removed { reaction_id: reaction.reaction_id, to_send };
     let Some(outbox_id) = reaction.send_outbox_id else { return Ok(removed(false)) };
     let redacting = outbox::unreact(conn, turn, message_id, outbox_id).await?;
@@ -337,20 +325,47 @@ pub(crate) async fn wipe(conn: &mut PgConnection, turn: &Turn, message_id: Messa
     Ok(())
 }
 
-/// The reaction that an operation sent.
-pub(crate) async fn reaction_of_operation(
+/// The event of an operation was redacted by somebody else: the reactions for which it stood, all with its key, are gone.
+pub(crate) async fn delete_redacted_reactions(
     conn: &mut PgConnection,
-    conversation_id: ConversationId,
+    turn: &Turn,
+    keys: &KeyRing,
+    message_id: MessageId,
     outbox_id: OutboxId,
-) -> Result<Option<ReactionId>, sqlx::Error> {
-    sqlx::query_scalar!(
+) -> Result<bool, ChatError> {
+    outbox::lock_lane(conn, turn.conversation_id, LaneId::from(turn.conversation_id)).await?;
+    let present = present(conn, keys, turn.conversation_id, &[message_id.as_uuid()]).await?;
+    let Some(key) = present.iter().find(|(_, reaction)| reaction.send_outbox_id == Some(outbox_id)) else {
+        return Ok(false);
+    };
+    let key = key.1.key.clone();
+    let with_key = present.iter().filter(|(_, reaction)| !reaction.from_matrix && reaction.key == key);
+    for reaction_id in with_key.map(|(_, reaction)| reaction.reaction_id) {
+        delete_reaction(conn, turn, reaction_id).await?;
+    }
+    Ok(true)
+}
+
+/// A reaction goes, if it is still there.
+pub(crate) async fn delete_reaction(
+    conn: &mut PgConnection,
+    turn: &Turn,
+    reaction_id: ReactionId,
+) -> Result<bool, sqlx::Error> {
+    let removed = sqlx::query!(
         r#"
-        select reaction_id as "reaction_id: ReactionId" from message_reactions
-        where conversation_id = $1 and send_outbox_id = $2
+        update message_reactions set key = null, removed_at = $3
+        where conversation_id = $1 and reaction_id = $2 and removed_at is null
         "#,
-        conversation_id.as_uuid(),
-        outbox_id.as_uuid(),
+        turn.conversation_id.as_uuid(),
+        reaction_id.as_uuid(),
+        turn.at,
     )
-    .fetch_optional(conn)
-    .await
+    .execute(&mut *conn)
+    .await?
+    .rows_affected();
+    if removed == 1 {
+        events::record(conn, turn.conversation_id, EventKind::ReactionRemoved, reaction_id.as_uuid()).await?;
+    }
+    Ok(removed == 1)
 }

@@ -1,7 +1,6 @@
 //! Messages of others, their edits and reactions.
 
 use sqlx::PgConnection;
-use uuid::Uuid;
 
 use super::{
     Applied, InboundError, Inbox, Incoming, Record, What, author, parked, people, refuse, remember,
@@ -250,28 +249,4 @@ pub(super) async fn reaction(
     remember(conn, turn, event, &record).await?;
     events::record(conn, turn.conversation_id, EventKind::ReactionAdded, reaction_id.as_uuid()).await?;
     Ok(Applied::Changed)
-}
-
-/// A reaction goes, if it is still there.
-pub(super) async fn remove_reaction(
-    conn: &mut PgConnection,
-    turn: &Turn,
-    reaction_id: Uuid,
-) -> Result<bool, sqlx::Error> {
-    let removed = sqlx::query!(
-        r#"
-        update message_reactions set removed_at = $3, key = null
-        where conversation_id = $1 and reaction_id = $2 and removed_at is null
-        "#,
-        turn.conversation_id.as_uuid(),
-        reaction_id,
-        turn.at,
-    )
-    .execute(&mut *conn)
-    .await?
-    .rows_affected();
-    if removed == 1 {
-        events::record(conn, turn.conversation_id, EventKind::ReactionRemoved, reaction_id).await?;
-    }
-    Ok(removed == 1)
 }

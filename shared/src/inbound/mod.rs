@@ -236,7 +236,8 @@ pub async fn apply(
         for waiting in parked::release(conn, turn, inbox.keys, &event_id).await? {
             released += 1;
             let followed = apply_one(conn, turn, inbox, &waiting).await?;
-            if followed == Applied::Changed && released < MOST_RELEASED {
+            // Also one that changes nothing is here now, and may be edited or redacted.
+            if followed != Applied::Parked && released < MOST_RELEASED {
                 arrived.push(waiting.event_id);
             }
         }

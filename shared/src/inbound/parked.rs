@@ -46,7 +46,8 @@ pub(super) async fn wait_for(
     Ok(Applied::Parked)
 }
 
-/// Takes out what waited for an event, oldest first.
+/// Takes out what waited for an event, oldest first. What cannot be opened stays, for people to look at: it must not keep
+/// what it waited for from being applied.
 pub(super) async fn release(
     conn: &mut PgConnection,
     turn: &Turn,
@@ -55,22 +56,50 @@ pub(super) async fn release(
 ) -> Result<Vec<Incoming>, InboundError> {
     let mut rows = sqlx::query!(
         r#"
-        delete from sync_parked
+        select event_id, parked_id, event, sent_at_ms from sync_parked
         where conversation_id = $1 and relates_to = $2 and cause = 'awaits_target'
-        returning parked_id, event, sent_at_ms, event_id
         "#,
         turn.conversation_id.as_uuid(),
         target.as_str(),
     )
-    .fetch_all(conn)
+    .fetch_all(&mut *conn)
     .await?;
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
     rows.sort_by(|a, b| (a.sent_at_ms, &a.event_id).cmp(&(b.sent_at_ms, &b.event_id)));
-    rows.into_iter()
-        .map(|row| {
-            let text = keys.open(place(turn, row.parked_id), &row.event)?;
-            serde_json::from_str(&text).map_err(|_| InboundError::Parked)
-        })
-        .collect()
+    let (mut released, mut gone, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
+    for row in rows {
+        let text = keys.open(place(turn, row.parked_id), &row.event).ok();
+        match text.and_then(|text| serde_json::from_str::<Incoming>(&text).ok()) {
+            Some(event) => {
+                released.push(event);
+                gone.push(row.event_id);
+            }
+            None => damaged.push(row.event_id),
+        }
+    }
+    sqlx::query!(
+        "delete from sync_parked where conversation_id = $1 and event_id = any($2)",
+        turn.conversation_id.as_uuid(),
+        &gone,
+    )
+    .execute(&mut *conn)
+    .await?;
+    if !damaged.is_empty() {
+        tracing::error!(events = damaged.len(), "parked events cannot be opened: is a key missing from CONTENT_KEYS?");
+        sqlx::query!(
+            r#"
+            update sync_parked set cause = 'poison', detail = 'it could not be opened when its target came'
+            where conversation_id = $1 and event_id = any($2)
+            "#,
+            turn.conversation_id.as_uuid(),
+            &damaged,
+        )
+        .execute(conn)
+        .await?;
+    }
+    Ok(released)
 }
 
 /// Keeps an event that makes no sense, as it came, for people to look at. False when it is known already. `detail` says

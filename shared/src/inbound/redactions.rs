@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     chat::{self, Turn},
-    ids::{EventId, MessageId},
+    ids::{EventId, MessageId, ReactionId},
     outbox::Kind,
 };
 
@@ -37,7 +37,7 @@ pub(super) async fn redaction(
                     wipe_revision(conn, turn, message_id, revision).await?;
                     messages::show_newest(conn, turn, message_id).await?
                 }
-                ReceivedKind::Reaction => messages::remove_reaction(conn, turn, subject_id).await?,
+                ReceivedKind::Reaction => chat::delete_reaction(conn, turn, ReactionId::from(subject_id)).await?,
                 ReceivedKind::Call => wipe_signal(conn, turn, subject_id).await?,
                 ReceivedKind::Other => false,
             }
@@ -45,11 +45,9 @@ pub(super) async fn redaction(
         Target::Sent { outbox_id, kind: Kind::Message, subject_id } => {
             chat::delete_redacted(conn, turn, MessageId::from(subject_id), Some(outbox_id)).await?
         }
-        Target::Sent { outbox_id, kind: Kind::React, .. } => {
-            match chat::reaction_of_operation(conn, turn.conversation_id, outbox_id).await? {
-                Some(reaction_id) => messages::remove_reaction(conn, turn, reaction_id.as_uuid()).await?,
-                None => false,
-            }
+        Target::Sent { outbox_id, kind: Kind::React, subject_id } => {
+            let message_id = MessageId::from(subject_id);
+            chat::delete_redacted_reactions(conn, turn, inbox.keys, message_id, outbox_id).await?
         }
         // What our own author wrote stands in the database, whatever a room's rulers make of one of its events.
         Target::Sent { .. } | Target::Void => false,

@@ -281,6 +281,28 @@ async fn the_newest_edit_counts_whichever_comes_last_and_a_redacted_one_does_not
 }
 
 #[tokio::test]
+async fn edits_that_are_redacted_do_not_count_when_a_newer_one_is_redacted_too() {
+    let events = |scene: &Scene| {
+        let message = scene.said("message", "first");
+        let (older, newer) = (scene.edited("a", 2000, &message, "second"), scene.edited("b", 9000, &message, "third"));
+        let redactions = [scene.redacted("redaction of a", &older), scene.redacted("redaction of b", &newer)];
+        let [one, two] = redactions;
+        vec![message, older, newer, one, two]
+    };
+    in_every_order(events, &says("first", 1)).await;
+}
+
+#[tokio::test]
+async fn what_waits_and_cannot_be_opened_keeps_nothing_from_being_applied() {
+    let mut scene = Scene::new().await;
+    let message = scene.said("message", "first");
+    scene.apply(&scene.edited("a", 2000, &message, "second")).await;
+    scene.keys = KeyRing::parse("other:AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=").unwrap();
+    assert_eq!(scene.apply(&message).await, Applied::Changed);
+    assert_eq!(scene.state().await, Some(State { parked: 1, ..says("first", 1) }));
+}
+
+#[tokio::test]
 async fn a_reaction_that_is_taken_back_is_gone_in_every_order() {
     let events = |scene: &Scene| {
         let message = scene.said("message", "first");

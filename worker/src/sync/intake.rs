@@ -10,8 +10,10 @@ use shared::{
     ids::{ConversationId, EventId, RoomId},
     inbound::{self, Applied, InboundError, Inbox, Incoming, Leadership},
     seal::KeyRing,
+    wake::Wake,
 };
 use sqlx::{Connection as _, PgConnection, PgPool};
+use tokio::sync::Notify;
 
 use super::{
     SyncError,
@@ -53,6 +55,8 @@ pub(super) struct Intake<'a> {
     pub(super) pool: &'a PgPool,
     pub(super) keys: &'a KeyRing,
     pub(super) homeserver: &'a Homeserver,
+    pub(super) tell: &'a Wake,
+    pub(super) look: &'a Notify,
 }
 
 /// What applying led to.
@@ -177,6 +181,13 @@ impl Intake<'_> {
         reach(Point::EventsWritten);
         tx.commit().await?;
         reach(Point::EventsCommitted);
+        if applied.contains(&Applied::Changed) {
+            self.tell.committed();
+        }
+        if applied.contains(&Applied::Echo(true)) {
+            self.tell.committed();
+            self.look.notify_one();
+        }
         for applied in applied {
             count(applied);
         }

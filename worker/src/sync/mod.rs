@@ -15,9 +15,10 @@ use shared::{
     ids::{RoomId, WorkerId},
     inbound::{self, Leadership},
     seal::KeyRing,
+    wake::Wake,
 };
 use sqlx::PgPool;
-use tokio::time::sleep;
+use tokio::{sync::Notify, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -60,6 +61,10 @@ pub(crate) struct Sync {
     pub(crate) rooms: Arc<Rooms>,
     pub(crate) config: SyncConfig,
     pub(crate) worker_id: WorkerId,
+    /// Told of what was applied, so that clients hear of it.
+    pub(crate) tell: Wake,
+    /// Told when an echo has settled something: its lane may have more to send.
+    pub(crate) look: Arc<Notify>,
 }
 
 /// Runs until it is told to stop. A panic in it is logged, counted, and it begins again: nothing else of the worker notices.
@@ -131,7 +136,13 @@ impl Sync {
 
     /// Reads, for as long as it leads.
     async fn follow(&self, mut leadership: Leadership) {
-        let intake = Intake { pool: &self.pool, keys: &self.keys, homeserver: &self.homeserver };
+        let intake = Intake {
+            pool: &self.pool,
+            keys: &self.keys,
+            homeserver: &self.homeserver,
+            tell: &self.tell,
+            look: &self.look,
+        };
         let asker = Asker::new(&self.pool, &self.homeserver, &self.rooms, self.config.invites);
         let mut wait = FIRST_WAIT;
         loop {

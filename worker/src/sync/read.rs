@@ -133,7 +133,7 @@ fn what(frame: &Frame<'_>, redacts: Option<&str>) -> Result<Option<What>, String
             let target = redacts.and_then(id).ok_or_else(|| "a redaction that names no event".to_owned())?;
             What::Redaction { target }
         }
-        "m.room.message" | "m.reaction" | "m.sticker" if redacted => What::Nothing,
+        "m.room.message" | "m.reaction" if redacted => What::Nothing,
         "m.room.message" => message(frame)?,
         "m.reaction" => reaction(frame)?,
         "com.nova.outbox.void" => What::Nothing,

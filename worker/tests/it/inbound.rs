@@ -105,6 +105,10 @@ async fn what_a_member_says_on_matrix_is_a_message_of_theirs_and_never_goes_out_
     assert_eq!(message["matrix"]["event_id"], json!(event_id));
     assert_eq!(message["matrix"]["delivery"], Value::Null);
     assert_eq!(message["matrix"]["room_id"], json!(room.room));
+    // Only her own account there may change it.
+    for refused in [room.scene.grace.edit(&id(&message), "no").await, room.scene.grace.delete(&id(&message)).await] {
+        assert_eq!((refused.status, refused.code()), (409, "made_on_matrix"));
+    }
     // Answered here, it is answered there.
     let answer = json!({"conversation_id": room.conversation, "plaintext": "welcome", "reply_to": message["id"]});
     let answer = room.scene.ada.call("POST", "/messages", Some(&answer)).await.expect(201);
