@@ -116,6 +116,7 @@ comment on column left_rooms.conversation_id is 'The conversation.';
 comment on column left_rooms.matrix_room_id is 'The room.';
 comment on column left_rooms.left_at is 'When the conversation went on elsewhere.';
 
+comment on column matrix_room_mappings.predecessor_room_id is 'The newest of left_rooms, for the release before, which knows no more.';
 insert into left_rooms (conversation_id, matrix_room_id, left_at)
 select conversation_id, predecessor_room_id, created_at from matrix_room_mappings where predecessor_room_id is not null;
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use ruma::{OwnedUserId, events::Mentions};
 use shared::{
     chat::{self, Content},
-    ids::{ConversationId, EventId, MatrixUserId, MessageId, OutboxId, RoomId},
+    ids::{ConversationId, EventId, MatrixUserId, MessageId, OutboxId, RoomId, UserId},
     outbox::{ClaimedOperation, Related},
     seal::{KeyRing, Place, SealError},
 };
@@ -31,9 +31,19 @@ pub(crate) struct Composer<'a> {
     pub(crate) server: &'a str,
     pub(crate) conversation_id: ConversationId,
     pub(crate) events: &'a HashMap<OutboxId, EventId>,
+    /// The names of those whom it mentions and who are no users of ours.
+    pub(crate) contacts: HashMap<UserId, MatrixUserId>,
 }
 
 impl Composer<'_> {
+    /// Whom an operation mentions.
+    pub(crate) fn mentioned(&self, operation: &ClaimedOperation) -> Result<Vec<UserId>, ComposeError> {
+        if !operation.rich {
+            return Ok(Vec::new());
+        }
+        Ok(self.content(operation)?.mentions.users)
+    }
+
     /// The event that an edit or a reaction is about.
     pub(crate) fn original<'o>(&'o self, operation: &'o ClaimedOperation) -> Option<&'o EventId> {
         let known = operation.original.as_ref().map(|(event_id, _)| event_id);
@@ -102,7 +112,8 @@ impl Composer<'_> {
     }
 
     fn mentions(&self, mentions: &chat::Mentions) -> Mentions {
-        let users = mentions.users.iter().map(|user| MatrixUserId::of(*user, self.server));
+        let name = |user| self.contacts.get(user).cloned().unwrap_or_else(|| MatrixUserId::of(*user, self.server));
+        let users = mentions.users.iter().map(name);
         // A name that Matrix does not take alerts nobody.
         let mut named = Mentions::with_user_ids(users.filter_map(|user| OwnedUserId::try_from(user.as_str()).ok()));
         named.room = mentions.room;

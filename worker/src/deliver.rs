@@ -269,10 +269,10 @@ impl Deliverer {
         if let Mode::Known(event_id) = &operation.mode {
             return Ok(Ended::untried(delivered(event_id.clone())));
         }
-        if let Some(left) = &operation.maybe_sent_to
-            && let Some(event_id) = self.look_up(operation, left).await?
-        {
-            return Ok(Ended::well(Outcome::Delivered { event_id, room_id: left.clone() }));
+        for left in &operation.maybe_sent_to {
+            if let Some(event_id) = self.look_up(operation, left).await? {
+                return Ok(Ended::well(Outcome::Delivered { event_id, room_id: left.clone() }));
+            }
         }
         match &operation.mode {
             Mode::Close { look_up } => {
@@ -303,12 +303,12 @@ impl Deliverer {
         }
         match operation.kind {
             Kind::Message => {
-                let prepared = self.composer(sending).message(operation, room_id)?;
+                let prepared = self.composer(sending, operation).await?.message(operation, room_id)?;
                 let event_id = self.put(sending, room_id, operation.outbox_id, &prepared).await?;
                 Ok(Ended::well(delivered(event_id)))
             }
             Kind::Edit | Kind::React => {
-                let composer = self.composer(sending);
+                let composer = self.composer(sending, operation).await?;
                 let Some(original) = composer.original(operation) else { return Ok(Ended::well(Outcome::ParentDead)) };
                 let prepared = match operation.kind {
                     Kind::Edit => composer.edit(operation, original)?,
@@ -363,8 +363,11 @@ impl Deliverer {
             (None, None) => return Ok(Ended::well(Outcome::NotThere)),
             (None, Some(sent)) => {
                 let mut stands_in = None;
-                if let Some(left) = &target.maybe_sent_to {
+                for left in &target.maybe_sent_to {
                     stands_in = self.look_for(target.outbox_id, sent, left).await?.map(|event_id| (event_id, left));
+                    if stands_in.is_some() {
+                        break;
+                    }
                 }
                 if stands_in.is_none() {
                     let closed = self.close(sending, room_id, target.outbox_id, sent).await?;
@@ -481,13 +484,20 @@ impl Deliverer {
         }
     }
 
-    fn composer<'a>(&'a self, sending: &'a Sending) -> Composer<'a> {
-        Composer {
+    async fn composer<'a>(&'a self, sending: &'a Sending, operation: &ClaimedOperation) -> Result<Composer<'a>, Stop> {
+        let conversation_id = sending.conversation_id;
+        let mut composer = Composer {
             keys: &self.keys,
             server: self.homeserver.service_user().server(),
-            conversation_id: sending.conversation_id,
+            conversation_id,
             events: &sending.events,
+            contacts: HashMap::new(),
+        };
+        let mentioned = composer.mentioned(operation)?;
+        if !mentioned.is_empty() {
+            composer.contacts = self.rooms.contacts(conversation_id, &mentioned).await?;
         }
+        Ok(composer)
     }
 
     async fn put(

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use shared::{database, events, idempotency, outbox};
+use shared::{database, events, idempotency, inbound, outbox};
 use sqlx::PgPool;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -17,6 +17,9 @@ const FORGET_EVERY: u32 = 60;
 
 /// How often the rest is done: once in so many of the above.
 const TIDY_EVERY: u32 = 3600;
+
+/// How long an event of Matrix waits for its target, and one that makes no sense for somebody who looks at it.
+const PARKED_FOR_DAYS: i32 = 30;
 
 /// How many rows are touched in one go, so that nothing else waits.
 const BATCH: i64 = 500;
@@ -59,5 +62,7 @@ async fn forget(pool: &PgPool, older_than: Duration) -> Result<(), sqlx::Error> 
 async fn tidy(pool: &PgPool) -> Result<(), sqlx::Error> {
     database::add_attempt_partitions(pool).await?;
     while idempotency::forget(pool, BATCH).await? == u64::try_from(BATCH).unwrap_or(0) {}
+    let mut conn = pool.acquire().await?;
+    while inbound::forget_parked(&mut conn, PARKED_FOR_DAYS, BATCH).await? == u64::try_from(BATCH).unwrap_or(0) {}
     Ok(())
 }

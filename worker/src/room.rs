@@ -304,6 +304,16 @@ impl Rooms {
         Ok(chat::is_member(&mut conn, conversation_id, user_id).await?)
     }
 
+    /// The names on Matrix of those of these who are no users of ours.
+    pub(crate) async fn contacts(
+        &self,
+        conversation_id: ConversationId,
+        users: &[UserId],
+    ) -> Result<HashMap<UserId, MatrixUserId>, RoomError> {
+        let mut conn = self.pool.acquire().await?;
+        Ok(chat::contacts(&mut conn, conversation_id, users).await?)
+    }
+
     /// The room of a conversation if there is one; none is created.
     pub(crate) async fn find(&self, conversation_id: ConversationId) -> Result<Option<RoomId>, RoomError> {
         if let Some(room_id) = self.whole.get(&conversation_id).await {

@@ -21,12 +21,13 @@ fn names(value: &Value) -> Vec<String> {
     names
 }
 
-const MESSAGE: [&str; 20] = [
+const MESSAGE: [&str; 21] = [
     "author_id",
     "conversation_id",
     "created_at",
     "deleted_at",
     "edited_at",
+    "external",
     "formatted",
     "id",
     "kind",
@@ -44,8 +45,8 @@ const MESSAGE: [&str; 20] = [
     "thread_of",
 ];
 
-const CONVERSATION: [&str; 7] =
-    ["created_at", "created_by", "id", "matrix.not_invited", "matrix.room_id", "members", "name"];
+const CONVERSATION: [&str; 8] =
+    ["created_at", "created_by", "external", "id", "matrix.not_invited", "matrix.room_id", "members", "name"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_paths_and_field_names_that_clients_know_hold() {

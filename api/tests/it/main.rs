@@ -5,6 +5,7 @@ mod atomicity;
 mod bad_input;
 mod compatibility;
 mod conversations;
+mod conversing;
 mod idempotency;
 mod pages;
 mod ws;

@@ -36,7 +36,7 @@ pub use reactions::{
     open_reaction_key, reactions_of, remove_reaction,
 };
 pub use rooms::{
-    RoomPlan, load_room_mapping, lookup_conversation_by_room_id, replace_room, room_plan, save_room_mapping,
+    RoomPlan, contacts, load_room_mapping, lookup_conversation_by_room_id, replace_room, room_plan, save_room_mapping,
 };
 
 /// Why a write or a read of chat was refused or failed.

@@ -1,8 +1,10 @@
 //! The Matrix room of a conversation, as the database knows it.
 
+use std::collections::HashMap;
+
 use sqlx::PgConnection;
 
-use crate::ids::{ConversationId, RoomId, UserId};
+use crate::ids::{ConversationId, MatrixUserId, RoomId, UserId};
 
 /// Where a conversation's operations are sent: its room and who belongs there.
 #[derive(Debug, Clone)]
@@ -145,4 +147,25 @@ pub async fn lookup_conversation_by_room_id(
     )
     .fetch_optional(conn)
     .await
+}
+
+/// Which of these people are contacts: in the room, but no users of ours; and who they are on Matrix.
+pub async fn contacts(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    people: &[UserId],
+) -> Result<HashMap<UserId, MatrixUserId>, sqlx::Error> {
+    let ids: Vec<_> = people.iter().map(|id| id.as_uuid()).collect();
+    let rows = sqlx::query!(
+        r#"
+        select contact_id as "contact_id: UserId", matrix_user_id from conversation_contacts
+        where conversation_id = $1 and contact_id = any($2)
+        "#,
+        conversation_id.as_uuid(),
+        &ids,
+    )
+    .fetch_all(conn)
+    .await?;
+    let named = rows.into_iter().filter_map(|row| Some((row.contact_id, row.matrix_user_id.parse().ok()?)));
+    Ok(named.collect())
 }

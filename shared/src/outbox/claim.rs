@@ -129,8 +129,8 @@ pub struct ClaimedOperation {
     pub device: String,
     /// When an attempt may first have reached the homeserver.
     pub maybe_sent_at: Option<OffsetDateTime>,
-    /// The room that it would then stand in, if the conversation has had another one since.
-    pub maybe_sent_to: Option<RoomId>,
+    /// The rooms that it may then stand in, if the conversation has had others since: those that it left, newest first.
+    pub maybe_sent_to: Vec<RoomId>,
     /// The author of the message.
     pub author_id: Option<UserId>,
     /// What kind of message it is.
@@ -164,8 +164,8 @@ pub struct Target {
     pub event: Option<(EventId, RoomId)>,
     /// Whether it may stand in the room although no event is known, and as whose.
     pub maybe_sent: Option<MaybeSent>,
-    /// The room that it would then stand in, if the conversation has had another one since.
-    pub maybe_sent_to: Option<RoomId>,
+    /// The rooms that it may then stand in, if the conversation has had others since: those that it left, newest first.
+    pub maybe_sent_to: Vec<RoomId>,
 }
 
 /// As whom and since when something may stand in a room.
@@ -371,11 +371,11 @@ struct DueRow {
     target_device: Option<String>,
     target_maybe_sent_at: Option<OffsetDateTime>,
     target_withdrawn_at: Option<OffsetDateTime>,
-    target_predecessor_room_id: Option<RoomId>,
+    target_left_rooms: Vec<RoomId>,
     target_kind: Option<String>,
     target_revision: Option<i32>,
     room_id: Option<RoomId>,
-    predecessor_room_id: Option<RoomId>,
+    left_rooms: Vec<RoomId>,
 }
 
 /// The first operations of each lane, up to the first that is not due or of a kind that only a newer release knows.
@@ -401,17 +401,23 @@ async fn due_operations(
             m.thread_of as "thread_of?: MessageId", r.body as "body?", r.rich as "rich?",
             coalesce(original.event_id, case when m.origin = 'matrix' then m.matrix_event_id end)
                 as "original_event_id: EventId",
-            coalesce(original.room_id, case when m.origin = 'matrix' then room.matrix_room_id end)
+            coalesce(original.room_id, case when m.origin = 'matrix' then m.matrix_room_id end)
                 as "original_room_id: RoomId",
             target.event_id as "target_event_id?: EventId", target.room_id as "target_room_id?: RoomId",
             w.sender as "target_sender?", w.device as "target_device?", w.maybe_sent_at as "target_maybe_sent_at?",
             w.withdrawn_at as "target_withdrawn_at?",
-            case when w.maybe_sent_at <= room.created_at then room.predecessor_room_id
-                end as "target_predecessor_room_id: RoomId",
+            case when w.maybe_sent_at is null then '{}' else array(
+                select left_rooms.matrix_room_id from left_rooms
+                where left_rooms.conversation_id = o.conversation_id and left_rooms.left_at >= w.maybe_sent_at
+                order by left_rooms.left_at desc
+            ) end as "target_left_rooms!: Vec<RoomId>",
             w.kind as "target_kind?", w.revision as "target_revision?",
             case when room.ready_at is not null then room.matrix_room_id end as "room_id: RoomId",
-            case when o.maybe_sent_at <= room.created_at then room.predecessor_room_id
-                end as "predecessor_room_id: RoomId"
+            case when o.maybe_sent_at is null then '{}' else array(
+                select left_rooms.matrix_room_id from left_rooms
+                where left_rooms.conversation_id = o.conversation_id and left_rooms.left_at >= o.maybe_sent_at
+                order by left_rooms.left_at desc
+            ) end as "left_rooms!: Vec<RoomId>"
         from unnest($1::uuid[], $2::uuid[]) as l (conversation_id, lane_id)
         cross join lateral (
             select first.*, bool_and(first.due_at <= $4) over (order by first.seq) as ready
@@ -519,7 +525,7 @@ impl DueRow {
         let target = self.target_outbox_id.map(|outbox_id| Target {
             outbox_id,
             event: self.target_event_id.zip(self.target_room_id),
-            maybe_sent_to: self.target_predecessor_room_id,
+            maybe_sent_to: self.target_left_rooms,
             maybe_sent: match (self.target_sender, self.target_device, self.target_maybe_sent_at) {
                 (Some(sender), Some(device), Some(at)) => {
                     let kind = self.target_kind.as_deref().and_then(Kind::parse).unwrap_or(Kind::Message);
@@ -549,7 +555,7 @@ impl DueRow {
             sender,
             device,
             maybe_sent_at: self.maybe_sent_at,
-            maybe_sent_to: self.predecessor_room_id,
+            maybe_sent_to: self.left_rooms,
             author_id: self.author_id,
             message_kind: self.message_kind,
             body: self.body,

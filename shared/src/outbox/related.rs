@@ -101,11 +101,10 @@ impl Wanted {
             select m.conversation_id as "conversation_id: ConversationId", m.message_id as "message_id: MessageId",
                 m.send_outbox_id as "send_outbox_id: OutboxId", m.deleted_at is not null as "deleted!",
                 coalesce(s.event_id, case when m.origin = 'matrix' then m.matrix_event_id end) as "event_id: EventId",
-                coalesce(s.room_id, case when m.origin = 'matrix' then room.matrix_room_id end) as "room_id: RoomId"
+                coalesce(s.room_id, case when m.origin = 'matrix' then m.matrix_room_id end) as "room_id: RoomId"
             from unnest($1::uuid[], $2::uuid[]) as c (conversation_id, message_id)
             join messages m on m.conversation_id = c.conversation_id and m.message_id = c.message_id
             left join sent_events s on s.conversation_id = m.conversation_id and s.outbox_id = m.send_outbox_id
-            left join matrix_room_mappings room on room.conversation_id = m.conversation_id
             "#,
             &self.messages.0,
             &self.messages.1,

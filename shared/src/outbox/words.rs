@@ -24,6 +24,9 @@ pub fn hint<'a>(cause: &str, errcode: Option<&str>, kind: &str, noted: &'a str) 
         (_, Some("M_TOO_LARGE")) => {
             "have the message shortened: an edit changes what is sent; then requeue it, or discard it"
         }
+        (_, Some("M_DUPLICATE_ANNOTATION")) => {
+            "the service account has reacted to this message with the same key by other means: discard this"
+        }
         (_, Some("M_BAD_JSON" | "M_NOT_JSON")) => {
             "a fault of this program: report it with what `outboxctl show` says; requeue it after an upgrade"
         }

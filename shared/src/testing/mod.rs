@@ -8,6 +8,7 @@ pub mod drill;
 pub mod homeserver;
 pub mod ledger;
 pub mod matrix_client;
+pub mod mutation;
 pub mod nova;
 pub mod private;
 pub mod proxy;

@@ -1,7 +1,10 @@
-//! Clients at work: they write, edit and delete as a seed says, and ask until they are answered. Everything that they ask
+//! Clients at work: they write, answer, react, edit, delete, add and remove as a seed says, and ask until they are answered. Everything that they ask
 //! is entered into the ledger's record.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -38,7 +41,8 @@ impl Chance {
     }
 }
 
-/// What is to be done: of a hundred requests five delete, ten edit, the others post.
+/// What is to be done: of a hundred requests five delete, ten edit, eight react or take a reaction back, two add or remove a
+/// guest, the others post; one post in eight answers a message.
 #[derive(Debug, Clone, Copy)]
 pub struct Traffic {
     /// Everything follows from it, but how the clients' requests interleave.
@@ -66,10 +70,21 @@ impl Traffic {
             asked.conversation(uuid(&conversation), &members);
             conversations.push(conversation);
         }
+        let all = Arc::new(Mutex::new(Vec::new()));
         let start = |(number, user)| {
             let chance = Chance::of(self.seed.wrapping_mul(1000).wrapping_add(number as u64));
             let (asked, conversations) = (asked.clone(), conversations.clone());
-            let client = Client { number, user, asked, conversations, own: Vec::new(), chance };
+            let client = Client {
+                number,
+                user,
+                guest: UserId::generate(),
+                asked,
+                conversations,
+                all: all.clone(),
+                own: Vec::new(),
+                reacted: Vec::new(),
+                chance,
+            };
             tokio::spawn(client.run(self.operations / self.clients, self.ahead))
         };
         Work { clients: users.into_iter().enumerate().map(start).collect() }
@@ -100,10 +115,25 @@ impl Work {
 struct Client {
     number: usize,
     user: NovaUser,
+    /// Whom this client brings along and sends away again.
+    guest: UserId,
     asked: Asked,
     conversations: Vec<String>,
-    own: Vec<String>,
+    /// The messages of all clients.
+    all: Arc<Mutex<Vec<String>>>,
+    /// Each with its conversation.
+    own: Vec<(String, String)>,
+    /// Messages that it reacted to, each with the key.
+    reacted: Vec<(String, &'static str)>,
     chance: Chance,
+}
+
+/// What clients react with.
+const KEYS: [&str; 3] = ["\u{1f44d}", "\u{2764}\u{fe0f}", "a/b?c"];
+
+/// A key as a part of a path.
+fn in_path(key: &str) -> String {
+    percent_encoding::utf8_percent_encode(key, percent_encoding::NON_ALPHANUMERIC).to_string()
 }
 
 impl Client {
@@ -111,12 +141,15 @@ impl Client {
         for n in 0..operations {
             // Not too far ahead of Matrix, or all edits and deletes would find their message waiting.
             if let Some(message) = n.checked_sub(1).filter(|n| n % ahead == 0).and(self.own.last()) {
-                self.delivered(message).await;
+                self.delivered(&message.1).await;
             }
             let text = format!("client {} says number {n:05}", self.number);
             match self.chance.below(100) {
                 0..5 if !self.own.is_empty() => self.delete().await,
                 5..15 if !self.own.is_empty() => self.edit(&text).await,
+                15..21 if !self.own.is_empty() => self.react().await,
+                21..23 if !self.reacted.is_empty() => self.unreact().await,
+                23..25 => self.change_guest().await,
                 _ => self.post(&text).await,
             }
         }
@@ -133,16 +166,22 @@ impl Client {
     async fn post(&mut self, text: &str) {
         let others = self.conversations.len() - 1;
         let place = if self.chance.below(2) == 0 { 0 } else { 1 + self.chance.below(others) };
-        let conversation = &self.conversations[place];
-        let entry = self.asked.post(uuid(conversation), self.user.user_id.as_uuid(), text);
-        let body = json!({"conversation_id": conversation, "plaintext": text});
+        let conversation = self.conversations[place].clone();
+        let mut entry = self.asked.post(uuid(&conversation), self.user.user_id.as_uuid(), text);
+        let mut body = json!({"conversation_id": conversation, "plaintext": text});
+        let answered = self.own.iter().rev().find(|(of, _)| *of == conversation).map(|(_, message)| message);
+        if let Some(message) = answered.filter(|_| self.chance.below(8) == 0) {
+            body["reply_to"] = json!(message);
+            entry = entry.replying_to(uuid(message));
+        }
         let posted = self.user.insist("POST", "/messages", &[("Idempotency-Key", text)], Some(&body)).await.expect(201);
         entry.answered(uuid(&id(&posted)), posted["seq"].as_i64().unwrap());
-        self.own.push(id(&posted));
+        self.own.push((conversation, id(&posted)));
+        self.all.lock().unwrap().push(id(&posted));
     }
 
     async fn edit(&mut self, text: &str) {
-        let message = self.own[self.chance.below(self.own.len())].clone();
+        let (_, message) = self.own[self.chance.below(self.own.len())].clone();
         let entry = self.asked.edit(uuid(&message), text);
         let body = json!({"plaintext": text});
         let edited = self.user.insist("PATCH", &format!("/messages/{message}"), &[], Some(&body)).await.expect(200);
@@ -151,7 +190,8 @@ impl Client {
 
     async fn delete(&mut self) {
         let place = self.chance.below(self.own.len());
-        let message = self.own.swap_remove(place);
+        let (_, message) = self.own.swap_remove(place);
+        self.reacted.retain(|(to, _)| *to != message);
         let entry = self.asked.delete(uuid(&message));
         let deleted = self.user.insist("DELETE", &format!("/messages/{message}"), &[], None).await.expect(200);
         match deleted["deletion"].as_str() {
@@ -159,6 +199,51 @@ impl Client {
             Some("redacting") => entry.answered(Deletion::Redacting),
             // Done by an earlier try, whose answer did not arrive.
             _ => {}
+        }
+    }
+
+    /// Reacts to somebody's message, one of the last few, so that several react to one.
+    async fn react(&mut self) {
+        let message = {
+            let all = self.all.lock().unwrap();
+            all[all.len() - 1 - self.chance.below(all.len().min(10))].clone()
+        };
+        let key = KEYS[self.chance.below(KEYS.len())];
+        let entry = self.asked.react(uuid(&message), self.user.user_id.as_uuid(), key);
+        let path = format!("/messages/{message}/reactions/{}", in_path(key));
+        let answer = self.user.insist("PUT", &path, &[], None).await;
+        if answer.code() == "message_deleted" {
+            return entry.refused();
+        }
+        assert!(matches!(answer.status, 200 | 201), "{answer:?}");
+        entry.answered();
+        self.reacted.push((message, key));
+    }
+
+    async fn unreact(&mut self) {
+        let place = self.chance.below(self.reacted.len());
+        let (message, key) = self.reacted.swap_remove(place);
+        let entry = self.asked.unreact(uuid(&message), self.user.user_id.as_uuid(), key);
+        let path = format!("/messages/{message}/reactions/{}", in_path(key));
+        self.user.insist("DELETE", &path, &[], None).await.expect(204);
+        entry.answered();
+        self.reacted.retain(|reacted| *reacted != (message.clone(), key));
+    }
+
+    /// Brings the guest into the first conversation, or sends them away.
+    async fn change_guest(&mut self) {
+        let path = format!("/conversations/{}/members/{}", self.conversations[0], self.guest);
+        let (conversation, guest) = (uuid(&self.conversations[0]), self.guest.as_uuid());
+        if self.chance.below(2) == 0 {
+            let entry = self.asked.add_member(conversation, guest);
+            self.user.insist("PUT", &path, &[], None).await.expect(200);
+            entry.answered();
+        } else {
+            let entry = self.asked.remove_member(conversation, guest);
+            let answer = self.user.insist("DELETE", &path, &[], None).await;
+            // Was no member, or was removed by an earlier try.
+            assert!(matches!(answer.status, 204 | 404), "{answer:?}");
+            entry.answered();
         }
     }
 }

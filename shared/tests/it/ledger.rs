@@ -96,6 +96,26 @@ impl Stage {
         self.put_edit(sent, revision, text).await
     }
 
+    async fn react(&self, to: &Sent, key: &str) -> String {
+        let content = json!({
+            "m.relates_to": { "rel_type": "m.annotation", "event_id": to.event_id, "key": key },
+            "com.nova.outbox_id": Uuid::new_v4(),
+            "com.nova.sender_id": self.author,
+        });
+        self.service.send(&self.room, "m.reaction", &Uuid::new_v4().to_string(), &content).await.unwrap()
+    }
+
+    /// Posted and acknowledged as an answer to that message; names that event.
+    async fn reply(&self, event_id: &str, to: Uuid) -> Uuid {
+        let message_id = Uuid::new_v4();
+        let entry = self.asked.post(self.conversation, self.author, "a reply").replying_to(to);
+        entry.answered(message_id, self.next_seq());
+        let mut content = self.content(message_id, 1, "a reply");
+        content["m.relates_to"] = json!({ "m.in_reply_to": { "event_id": event_id } });
+        self.put(&content).await;
+        message_id
+    }
+
     async fn redact(&self, event_id: &str) {
         let txn = Uuid::new_v4().to_string();
         self.service.redact(&self.room, event_id, &txn, &json!({ "com.nova.outbox_id": txn })).await.unwrap();
@@ -133,14 +153,22 @@ async fn what_is_as_asked_passes() {
     let merged = stage.promised("five");
     stage.asked.edit(merged, "five, edited before it left").answered(2);
     stage.put(&stage.content(merged, 2, "five, edited before it left")).await;
+    let reacted = stage.message("six").await;
+    stage.react(&reacted, "+1").await;
+    stage.asked.react(reacted.message_id, stage.author, "+1").answered();
+    let taken_back = stage.react(&reacted, "-1").await;
+    stage.redact(&taken_back).await;
+    stage.asked.unreact(reacted.message_id, stage.author, "-1").answered();
+    stage.reply(&reacted.event_id, reacted.message_id).await;
     let summary = stage.ledger().exclusive().assert_settled().await;
     let expected = Summary {
         conversations: 1,
         rooms: 1,
         events: summary.events,
-        messages: 3,
+        messages: 5,
         edits: 2,
         redacted: 2,
+        reactions: 1,
         unanswered: 0,
     };
     assert_eq!(summary, expected);
@@ -479,4 +507,42 @@ async fn a_report_can_be_read() {
     let report = stage.check().await.unwrap_err().to_string();
     assert!(report.contains(&format!("missing: message {missing} \"two\"")), "{report}");
     assert!(report.contains("m.room.message @nova-service:nova.test \"one\""), "{report}");
+}
+
+#[tokio::test]
+async fn a_missing_reaction_is_found() {
+    let stage = Stage::set().await;
+    let sent = stage.message("one").await;
+    stage.react(&sent, "-1").await;
+    stage.asked.react(sent.message_id, stage.author, "-1").answered();
+    let _unanswered = stage.asked.react(sent.message_id, Uuid::new_v4(), "+1");
+    stage.check().await.unwrap();
+    stage.asked.react(sent.message_id, stage.author, "+1").answered();
+    let found = stage.found().await;
+    assert_eq!(found, [Discrepancy::ReactionMissing { message_id: sent.message_id, key: "+1".into() }]);
+}
+
+#[tokio::test]
+async fn a_reaction_that_was_taken_back_or_never_made_is_found() {
+    let stage = Stage::set().await;
+    let sent = stage.message("one").await;
+    let event_id = stage.react(&sent, "+1").await;
+    let found = stage.found().await;
+    assert!(matches!(&found[..], [Discrepancy::Foreign { .. }]), "{found:?}");
+    stage.asked.unreact(sent.message_id, stage.author, "+1").answered();
+    let (message_id, key) = (sent.message_id, "+1".to_owned());
+    assert_eq!(stage.found().await, [Discrepancy::ReactionRemains { message_id, key, event_id }]);
+}
+
+#[tokio::test]
+async fn a_reply_to_another_message_is_found() {
+    let stage = Stage::set().await;
+    let (one, two) = (stage.message("one").await, stage.message("two").await);
+    let reply = stage.reply(&one.event_id, two.message_id).await;
+    let found = stage.found().await;
+    assert!(matches!(&found[..], [Discrepancy::MisaimedReply { message_id, .. }] if *message_id == reply), "{found:?}");
+    // Nobody knows whether what is deleted was there when the reply was sent.
+    stage.redact(&two.event_id).await;
+    stage.asked.delete(two.message_id).answered(Deletion::Redacting);
+    stage.check().await.unwrap();
 }

@@ -3,6 +3,7 @@
 mod conformance;
 mod events;
 mod faults;
+mod inbound;
 mod ledger;
 mod model;
 mod outbox;

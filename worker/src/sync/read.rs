@@ -353,3 +353,103 @@ fn signal(kind: SignalKind, frame: &Frame<'_>) -> Result<CallSignal, String> {
     let party_id = party_id.map(|party| plain(party.as_str()));
     Ok(CallSignal { kind, call_id, party_id, lifetime_ms, content: frame.content.get().to_owned() })
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
+mod tests {
+    use serde_json::json;
+    use shared::testing::mutation::{Mutator, specimens};
+
+    use super::*;
+
+    const GRACE: &str = "@nova-550e8400e29b41d4a716446655440000:nova.test";
+
+    fn room_id() -> RoomId {
+        RoomId::from("!room".to_owned())
+    }
+
+    fn event(json: &Value) -> Incoming {
+        match read(&room_id(), &json.to_string()) {
+            Read::Event(event) => *event,
+            other => panic!("{json} is {other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_specimen_is_read() {
+        for specimen in specimens(GRACE, "$target") {
+            event(&specimen);
+        }
+    }
+
+    /// `SEED=` tries others.
+    #[test]
+    fn ten_thousand_mutated_events_are_read_without_a_panic_and_what_is_wrong_is_said_without_their_content() {
+        let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(5);
+        println!("SEED={seed}");
+        let mut mutator = Mutator::new(seed);
+        let specimens = specimens(GRACE, "$target");
+        let (mut events, mut poison, mut skipped) = (0, 0, 0);
+        for _ in 0..10_000 {
+            let mutated = mutator.mutate(&specimens).to_string();
+            match read(&room_id(), &mutated) {
+                Read::Event(_) => events += 1,
+                Read::Skip => skipped += 1,
+                Read::Poison { detail, .. } => {
+                    poison += 1;
+                    assert!(!detail.contains("words") && !detail.contains("drop table"), "{detail}");
+                }
+            }
+            // A homeserver that sends less than an event.
+            let cut = mutated.char_indices().map(|(at, _)| at).nth(mutator.below(mutated.len())).unwrap_or(0);
+            read(&room_id(), &mutated[..cut]);
+        }
+        println!("{events} events, {poison} poison, {skipped} skipped");
+        assert!(events > 500 && poison > 500, "the mutations are too mild or too wild");
+    }
+
+    #[test]
+    fn a_redaction_names_its_target_in_old_and_in_new_rooms() {
+        let old = json!({"type": "m.room.redaction", "event_id": "$r", "sender": GRACE, "origin_server_ts": 1, "redacts": "$x",
+            "content": {}});
+        let new = json!({"type": "m.room.redaction", "event_id": "$r", "sender": GRACE, "origin_server_ts": 1,
+            "content": {"redacts": "$x", "reason": "spam"}});
+        for redaction in [old, new] {
+            let What::Redaction { target } = event(&redaction).what else { panic!("{redaction}") };
+            assert_eq!(target.as_str(), "$x");
+        }
+    }
+
+    #[test]
+    fn a_bare_end_of_candidates_is_legal() {
+        let content = json!({"call_id": "c", "party_id": "p", "version": "1", "candidates": [{"candidate": ""}]});
+        let json = json!({"type": "m.call.candidates", "event_id": "$c", "sender": GRACE, "origin_server_ts": 1,
+            "content": content});
+        let What::Call(signal) = event(&json).what else { panic!() };
+        assert_eq!(serde_json::from_str::<Value>(&signal.content).unwrap(), content);
+    }
+
+    #[test]
+    fn html_from_outside_is_sanitised_and_a_file_is_kept_as_a_reference() {
+        let content = json!({"msgtype": "m.image", "body": "a cat", "filename": "cat.png", "url": "mxc://evil.example/cat",
+            "format": "org.matrix.custom.html", "formatted_body": "<script>x</script><img src=\"https://evil.example/t\"><b>a cat</b>",
+            "info": {"mimetype": "image/png", "size": 5, "w": 3, "h": 4}});
+        let json = json!({"type": "m.room.message", "event_id": "$c", "sender": GRACE, "origin_server_ts": 1, "content": content});
+        let What::Message { kind, content, .. } = event(&json).what else { panic!() };
+        assert_eq!(kind, MessageKind::Image);
+        let formatted = content.formatted.unwrap();
+        assert!(formatted.contains("<b>a cat</b>"), "{formatted}");
+        assert!(!formatted.contains("script") && !formatted.contains("https://"), "{formatted}");
+        let media = content.media.unwrap();
+        assert_eq!((media.url.as_str(), media.filename.as_deref()), ("mxc://evil.example/cat", Some("cat.png")));
+        assert_eq!((media.mimetype.as_deref(), media.size, media.width), (Some("image/png"), Some(5), Some(3)));
+    }
+
+    #[test]
+    fn a_file_whose_details_make_no_sense_is_kept_without_them() {
+        let json = json!({"type": "m.room.message", "event_id": "$c", "sender": GRACE, "origin_server_ts": 1,
+            "content": {"msgtype": "m.image", "body": "a cat", "url": "mxc://nova.test/cat", "info": {"size": "large"}}});
+        let What::Message { content, .. } = event(&json).what else { panic!() };
+        assert_eq!(content.media.unwrap().size, None);
+    }
+}

@@ -136,6 +136,18 @@ impl Trial {
         change.answered();
     }
 
+    async fn react(&self, method: &str, message: &str) {
+        let (message_id, user_id) = (uuid(message), self.scene.grace.user_id.as_uuid());
+        let (change, status) = if method == "PUT" {
+            (self.asked.react(message_id, user_id, "+1"), 201)
+        } else {
+            (self.asked.unreact(message_id, user_id, "+1"), 204)
+        };
+        let path = format!("/messages/{message}/reactions/+1");
+        self.scene.grace.call(method, &path, None).await.expect(status);
+        change.answered();
+    }
+
     /// All that clients do, in two conversations, while requests fail in the ways that matter.
     async fn life(&self) {
         // The second room is left half-made.
@@ -149,6 +161,8 @@ impl Trial {
         self.scene.ada.delivered(&begun).await;
         let unanswered = self.post(&first, "what is never answered").await;
         self.edit(&begun, "the first of all, edited").await;
+        self.react("PUT", &begun).await;
+        self.react("PUT", &unanswered).await;
         self.scene.ada.delivered(&unanswered).await;
 
         // Deleted while its request travels, which arrives after the worker gave it up.
@@ -160,6 +174,7 @@ impl Trial {
         let heard = self.post(&first, "what a guest reads").await;
         self.scene.ada.delivered(&heard).await;
         self.member("DELETE", &first, &alan).await;
+        self.react("DELETE", &begun).await;
         self.delete(&unanswered).await;
 
         let second = self.conversation().await;

@@ -1,10 +1,13 @@
 //! What people do on Matrix reaches the database once, in order, and never goes out again.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use shared::testing::{
-    eventually,
-    homeserver::{FakeHomeserver, Kind},
+    eventually, eventually_within,
+    homeserver::{FakeHomeserver, Kind, SHOWN_AS},
     matrix_client::MatrixClient,
+    mutation::{Mutator, specimens},
     nova::Program,
 };
 
@@ -371,4 +374,111 @@ async fn the_lease_is_given_away_by_a_worker_that_stops() {
     worker.signal(rustix::process::Signal::TERM);
     assert!(worker.ended().await.success());
     assert_eq!(scene.database.count("select count(*) from sync_state where owner is null").await, 1);
+}
+
+/// `FUZZ_EVENTS=` and `SEED=` make it longer and another.
+#[tokio::test(flavor = "multi_thread")]
+async fn mutated_events_neither_stop_the_sync_nor_hide_what_comes_after_them() {
+    let number = |name: &str, default: u64| {
+        std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(default)
+    };
+    let (seed, events) = (number("SEED", 5), number("FUZZ_EVENTS", 1000));
+    println!("SEED={seed} FUZZ_EVENTS={events}");
+    let fake = FakeHomeserver::start().await;
+    let room = Listening::new(&Home::of(&fake).await).await;
+    let target = room.say("the target").await;
+    let specimens = specimens(room.grace.user_id(), &target);
+    let mut mutator = Mutator::new(seed);
+    for n in 0..events {
+        let mut shown = mutator.mutate(&specimens);
+        if shown["event_id"] == "$specimen" {
+            shown["event_id"] = json!(format!("$specimen-{n}"));
+        }
+        let content = json!({"msgtype": "m.text", "body": "", SHOWN_AS: shown.to_string()});
+        room.grace.send(&room.room, "m.room.message", &format!("mutated {n}"), &content).await.unwrap();
+    }
+    let last = room.say("after all of it").await;
+    eventually_within(Duration::from_mins(5), "what comes after them is there", || async {
+        let found: i64 = sqlx::query_scalar("select count(*) from messages where matrix_event_id = $1")
+            .bind(&last)
+            .fetch_one(&room.scene.database.pool)
+            .await
+            .unwrap();
+        (found == 1).then_some(())
+    })
+    .await;
+    assert!(metric(&room.worker, "matrix_sync_crashes_total").await < 0.5);
+    assert!(room.scene.database.count("select count(*) from sync_parked where cause = 'poison'").await > 0);
+    // All of it can be shown.
+    let mut cursor = String::new();
+    loop {
+        let path = format!("/conversations/{}/messages?limit=100{cursor}", room.conversation);
+        let page = room.scene.ada.call("GET", &path, None).await.expect(200);
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => break,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_room_that_was_replaced_is_followed_and_what_is_said_in_either_is_there() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let room = Listening::new(&home).await;
+    room.say("in the old").await;
+    let creation = json!({"creation_content": {"predecessor": {"room_id": room.room}}, "preset": "private_chat",
+        "invite": [room.grace.user_id()]});
+    let new = home.account.create_room(&creation).await.unwrap();
+    room.grace.join(&new).await.unwrap();
+    room.grace.say(&new, "early in the new").await.unwrap();
+    home.account.put_state(&room.room, "m.room.tombstone", "", &json!({"replacement_room": new})).await.unwrap();
+    room.grace.say(&new, "in the new").await.unwrap();
+    room.says(&["in the old", "early in the new", "in the new"]).await;
+    // Nobody has sent anything since; what we send goes where they are.
+    let message = id(&room.scene.ada.post(&room.conversation, "ours").await.expect(201));
+    assert_eq!(room.scene.ada.delivered(&message).await["matrix"]["room_id"], json!(new));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replies_threads_reactions_files_and_formatted_words_come_in_as_what_they_are() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let room = Listening::new(&home).await;
+    let first = room.say("root").await;
+    let thread = json!({"rel_type": "m.thread", "event_id": first, "is_falling_back": true, "m.in_reply_to": {"event_id": first}});
+    let said = [
+        json!({"msgtype": "m.text", "body": "reply", "m.relates_to": {"m.in_reply_to": {"event_id": first}}}),
+        json!({"msgtype": "m.text", "body": "thread", "m.relates_to": thread}),
+        json!({"msgtype": "m.emote", "body": "bold", "format": "org.matrix.custom.html",
+            "formatted_body": "<strong>bold</strong><script>x</script>",
+            "m.mentions": {"user_ids": [room.grace.user_id()]}}),
+        json!({"msgtype": "m.file", "body": "plan.pdf", "url": "mxc://nova.test/plan", "info": {"size": 7}}),
+    ];
+    for (n, content) in said.iter().enumerate() {
+        room.grace.send(&room.room, "m.room.message", &format!("said {n}"), content).await.unwrap();
+    }
+    let reaction = json!({"m.relates_to": {"rel_type": "m.annotation", "event_id": first, "key": "yes"}});
+    let reaction = room.grace.send(&room.room, "m.reaction", "reaction", &reaction).await.unwrap();
+    let messages = room.says(&["root", "reply", "thread", "bold", "plan.pdf"]).await;
+    let parent = &messages[0]["id"];
+    assert_eq!((&messages[1]["reply_to"], &messages[1]["thread_of"]), (parent, &Value::Null));
+    assert_eq!((&messages[2]["reply_to"], &messages[2]["thread_of"]), (&Value::Null, parent));
+    assert_eq!(messages[3]["formatted"], "<strong>bold</strong>");
+    assert_eq!((&messages[3]["kind"], &messages[3]["mentions"]), (&json!("emote"), &json!([room.scene.grace.user_id])));
+    assert_eq!((&messages[4]["kind"], &messages[4]["media"]["url"]), (&json!("file"), &json!("mxc://nova.test/plan")));
+    let reactions = |count: usize| {
+        let room = &room;
+        async move {
+            eventually("the reactions are so", || async {
+                let message = room.messages().await.remove(0);
+                (message["reactions"].as_array().unwrap().len() == count).then_some(message)
+            })
+            .await
+        }
+    };
+    let reacted = reactions(1).await;
+    assert_eq!(reacted["reactions"][0]["user_ids"], json!([room.scene.grace.user_id]));
+    room.grace.redact(&room.room, &reaction, "no reaction", &json!({})).await.unwrap();
+    reactions(0).await;
 }

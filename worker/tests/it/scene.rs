@@ -137,7 +137,8 @@ pub(crate) fn room_of(message: &Value) -> &str {
 }
 
 /// What stands in a room beside its state, an entry for each event. A message is its text, one that was redacted
-/// `gone`, an edit `<place> := <text>`, a redaction `x <place>`, what closes a transaction `void`.
+/// `gone`, an edit `<place> := <text>`, a reaction `<place> + <key>`, a redaction `x <place>`, what closes a transaction
+/// `void`.
 pub(crate) fn shape(events: &[MatrixEvent]) -> Vec<String> {
     let events: Vec<&MatrixEvent> = events.iter().filter(|event| event.state_key.is_none()).collect();
     let place = |id: &str| events.iter().position(|event| event.event_id == id).unwrap_or(usize::MAX);
@@ -153,6 +154,10 @@ pub(crate) fn shape(events: &[MatrixEvent]) -> Vec<String> {
                 }
                 None => event.body().unwrap().to_owned(),
             },
+            "m.reaction" => {
+                let relates_to = &event.content["m.relates_to"];
+                format!("{} + {}", place(relates_to["event_id"].as_str().unwrap()), relates_to["key"].as_str().unwrap())
+            }
             other => other.to_owned(),
         })
         .collect()

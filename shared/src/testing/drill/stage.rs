@@ -66,7 +66,7 @@ impl Victim {
 }
 
 impl Stage {
-    pub(super) async fn set(database: TestDatabase, postgres: Option<PrivatePostgres>, chance: Chance) -> Self {
+    pub(super) async fn set(database: TestDatabase, postgres: Option<PrivatePostgres>, mut chance: Chance) -> Self {
         let fake = FakeHomeserver::start().await;
         let account = service_account(&HomeserverAddress::from(&fake)).await;
         fake.latency(LATENCY);
@@ -74,6 +74,9 @@ impl Stage {
         let api = Program::start("api", &api_environment(link.url())).await;
         let mut worker_environment = worker_environment(link.url(), &account);
         worker_environment.extend(QUICK.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        // In half of the rounds workers hear their echoes, which settle what nobody answers for; in the others they do not.
+        let listening = chance.below(2) == 0;
+        worker_environment.insert("MATRIX_SYNC_ENABLED".to_owned(), listening.to_string());
         Self {
             front: Front::at(&api.url()),
             fake,

@@ -217,7 +217,7 @@ pub(super) fn check_form(state: &State, room_id: &str, draft: &Draft<'_>, body_l
         match state.events.get(parent) {
             None => return Err(Failure::bad("Can't send relation to unknown event")),
             Some((room, _)) if room != room_id => return Err(Failure::bad("Relations must be in the same room")),
-            Some(_) => {}
+            Some(_) => may_relate(&state.rooms[room_id], draft, parent)?,
         }
     }
     if body_len > SURELY_SMALL {
@@ -227,6 +227,35 @@ pub(super) fn check_form(state: &State, room_id: &str, draft: &Draft<'_>, body_l
         if content + names + ENVELOPE > EVENT_LIMIT {
             return Err(Failure::new(413, "M_TOO_LARGE", "event too large"));
         }
+    }
+    Ok(())
+}
+
+/// An account annotates an event with a key once, and no thread begins at what relates to something itself.
+fn may_relate(room: &Room, draft: &Draft<'_>, parent: &str) -> Result<(), Failure> {
+    let relates_to = &draft.content["m.relates_to"];
+    let siblings = room.relations.get(parent).map(Vec::as_slice).unwrap_or_default();
+    match relates_to["rel_type"].as_str() {
+        Some("m.annotation") => {
+            let Some(key) = relates_to["key"].as_str() else { return Err(Failure::bad("Missing aggregation key")) };
+            let is_same = |event: &Event| {
+                event.sender == draft.sender
+                    && event.event_type == draft.event_type
+                    && event.content["m.relates_to"]["rel_type"] == "m.annotation"
+                    && event.content["m.relates_to"]["key"] == key
+                    && !room.is_redacted(&event.event_id)
+            };
+            if siblings.iter().any(|&at| is_same(&room.timeline[at])) {
+                return Err(Failure::new(400, "M_DUPLICATE_ANNOTATION", "Can't send same reaction twice"));
+            }
+        }
+        Some("m.thread") => {
+            let original = room.timeline.iter().find(|event| event.event_id == parent);
+            if original.is_some_and(|event| relation(&event.content).is_some() && !room.is_redacted(parent)) {
+                return Err(Failure::bad("Cannot start threads from an event with a relation"));
+            }
+        }
+        _ => {}
     }
     Ok(())
 }

@@ -43,6 +43,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use accounts::registration_mac;
+pub use events::SHOWN_AS;
 pub use faults::{Fault, FaultBuilder};
 pub use log::LoggedRequest;
 pub use routes::Kind;

@@ -35,6 +35,8 @@ pub(super) enum Outcome<T> {
 pub(super) struct Book {
     pub(super) conversations: BTreeMap<Uuid, Conversation>,
     pub(super) posts: Vec<PostRecord>,
+    /// By message, key and user.
+    pub(super) reactions: BTreeMap<(Uuid, String, Uuid), Wanted>,
     /// Events that others than us sent on Matrix.
     pub(super) outside_events: BTreeSet<String>,
     /// Matrix users whose membership is nobody's business here.
@@ -46,7 +48,7 @@ pub(super) struct Conversation {
     pub(super) members: BTreeMap<Uuid, Wanted>,
 }
 
-/// Where a member should be.
+/// Where a member, or a reaction, should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wanted {
     In,
@@ -59,6 +61,7 @@ pub(super) struct PostRecord {
     pub(super) conversation: Uuid,
     pub(super) author: Uuid,
     pub(super) text: String,
+    pub(super) reply_to: Option<Uuid>,
     pub(super) outcome: Outcome<Committed>,
     pub(super) edits: Vec<EditRecord>,
     pub(super) deletion: Option<Outcome<Deletion>>,
@@ -133,6 +136,7 @@ impl Asked {
             conversation: conversation.into(),
             author: author.into(),
             text: text.to_owned(),
+            reply_to: None,
             outcome: Outcome::Unknown,
             edits: Vec::new(),
             deletion: None,
@@ -172,6 +176,21 @@ impl Asked {
             (index, before)
         });
         Delete { asked: self.clone(), post, before }
+    }
+
+    /// A user is about to react to a message.
+    pub fn react(&self, message_id: impl Into<Uuid>, user: impl Into<Uuid>, key: &str) -> ReactionChange {
+        self.change_reaction((message_id.into(), key.to_owned(), user.into()), Wanted::In)
+    }
+
+    /// A user is about to take a reaction back.
+    pub fn unreact(&self, message_id: impl Into<Uuid>, user: impl Into<Uuid>, key: &str) -> ReactionChange {
+        self.change_reaction((message_id.into(), key.to_owned(), user.into()), Wanted::Out)
+    }
+
+    fn change_reaction(&self, reaction: (Uuid, String, Uuid), wanted: Wanted) -> ReactionChange {
+        let before = self.book().reactions.insert(reaction.clone(), Wanted::Either);
+        ReactionChange { asked: self.clone(), reaction, before, wanted }
     }
 
     /// A member is about to be added.
@@ -251,6 +270,13 @@ pub struct Post {
 }
 
 impl Post {
+    /// It answers this message.
+    #[must_use]
+    pub fn replying_to(self, message_id: impl Into<Uuid>) -> Self {
+        self.asked.book().posts[self.index].reply_to = Some(message_id.into());
+        self
+    }
+
     /// It was committed under this id and sequence number.
     pub fn answered(&self, message_id: impl Into<Uuid>, seq: i64) {
         let committed = Committed { message_id: message_id.into(), seq };
@@ -300,6 +326,31 @@ impl Delete {
     /// It was refused: the message stands as it did.
     pub fn refused(&self) {
         self.asked.book().posts[self.post].deletion = self.before;
+    }
+}
+
+/// A reaction that is made or taken back, and whose answer is to come.
+#[derive(Debug, Clone)]
+pub struct ReactionChange {
+    asked: Asked,
+    reaction: (Uuid, String, Uuid),
+    before: Option<Wanted>,
+    wanted: Wanted,
+}
+
+impl ReactionChange {
+    /// It was done.
+    pub fn answered(self) {
+        self.asked.book().reactions.insert(self.reaction, self.wanted);
+    }
+
+    /// It was refused: all is as it was.
+    pub fn refused(self) {
+        let mut book = self.asked.book();
+        match self.before {
+            Some(before) => book.reactions.insert(self.reaction, before),
+            None => book.reactions.remove(&self.reaction),
+        };
     }
 }
 

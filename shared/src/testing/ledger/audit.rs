@@ -49,8 +49,8 @@ pub(super) struct Audit<'a> {
 
 /// The events of one message.
 #[derive(Default)]
-struct Delivered<'e> {
-    originals: Vec<&'e MatrixEvent>,
+pub(super) struct Delivered<'e> {
+    pub(super) originals: Vec<&'e MatrixEvent>,
     edits: Vec<&'e MatrixEvent>,
 }
 
@@ -59,6 +59,7 @@ impl<'a> Audit<'a> {
         let delivered = self.sort(&room.events);
         let mut claimed = self.posts(&delivered);
         self.unasked(&delivered, &mut claimed);
+        self.relations(&room.events, &delivered);
         self.order(&room.events);
         self.leaks(&room.events);
         self.members(&room.members);
@@ -66,7 +67,7 @@ impl<'a> Audit<'a> {
         self.summary.events += room.events.len();
     }
 
-    fn report(&mut self, discrepancy: Discrepancy) {
+    pub(super) fn report(&mut self, discrepancy: Discrepancy) {
         self.found.push(discrepancy);
     }
 
@@ -111,6 +112,7 @@ impl<'a> Audit<'a> {
                     }
                     _ => self.foreign(event, "a message without our marker"),
                 },
+                "m.reaction" if event.is_redacted() || uuid(&event.content, "com.nova.outbox_id").is_some() => {}
                 "m.room.redaction" | VOID if uuid(&event.content, "com.nova.outbox_id").is_some() => {}
                 call if call.starts_with("m.call.") => {}
                 _ => self.foreign(event, "an event that nobody asked for"),
@@ -120,7 +122,7 @@ impl<'a> Audit<'a> {
         delivered
     }
 
-    fn foreign(&mut self, event: &MatrixEvent, why: &'static str) {
+    pub(super) fn foreign(&mut self, event: &MatrixEvent, why: &'static str) {
         let (event_id, event_type) = (event.event_id.clone(), event.event_type.clone());
         let sender = event.sender.clone();
         self.report(Discrepancy::Foreign { conversation: self.conversation, event_id, event_type, sender, why });
@@ -138,7 +140,7 @@ impl<'a> Audit<'a> {
         self.summary.redacted += redacted;
     }
 
-    fn asked(&self) -> impl Iterator<Item = &'a PostRecord> + use<'a> {
+    pub(super) fn asked(&self) -> impl Iterator<Item = &'a PostRecord> + use<'a> {
         let conversation = self.conversation;
         self.book.posts.iter().filter(move |post| post.conversation == conversation)
     }
@@ -342,7 +344,7 @@ impl<'a> Audit<'a> {
     }
 }
 
-fn uuid(content: &Value, key: &str) -> Option<Uuid> {
+pub(super) fn uuid(content: &Value, key: &str) -> Option<Uuid> {
     Uuid::parse_str(content.get(key)?.as_str()?).ok()
 }
 

@@ -4,13 +4,14 @@
 //! them, page by page. The outbox's tables are not asked, so that they cannot vouch for themselves.
 //!
 //! It promises to find, each by name ([`Discrepancy`]): messages that are missing, doubled or out of order; texts that are
-//! not the last ones; what was deleted and can still be read, in an original, an edit or anywhere else; what nobody asked
+//! not the last ones; reactions and replies that are missing, doubled or aimed at something else; what was deleted and can still be read, in an original, an edit or anywhere else; what nobody asked
 //! for; members who are not as asked; conversations without a room or with several.
 //!
 //! A request without an answer may have been committed or not: both are accepted, once. A redacted event no longer says what
 //! it was, so of those only the number is checked. Call events are checked for being there once; their content is not.
 mod asked;
 mod audit;
+mod related;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,7 +20,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-pub use asked::{Asked, Delete, Deletion, Edit, MemberChange, Post};
+pub use asked::{Asked, Delete, Deletion, Edit, MemberChange, Post, ReactionChange};
 
 use super::matrix_client::{MatrixClient, MatrixEvent, MatrixResult};
 use asked::{Book, Deletion as Deleted, Outcome};
@@ -112,6 +113,15 @@ pub enum Discrepancy {
     /// More was redacted than deletions explain: something had leaked, or a message was destroyed.
     #[error("redacted unasked: {redacted} messages of conversation {conversation}, where {allowed} were to be")]
     RedactedUnasked { conversation: Uuid, redacted: usize, allowed: usize },
+    /// A confirmed reaction is not in the room.
+    #[error("reaction missing: {key:?} to message {message_id}")]
+    ReactionMissing { message_id: Uuid, key: String },
+    /// A reaction that was taken back still stands.
+    #[error("reaction remains: {event_id} is {key:?} to message {message_id}")]
+    ReactionRemains { message_id: Uuid, key: String, event_id: String },
+    /// A reply does not name the event of what it answers.
+    #[error("misaimed reply: {event_id} of message {message_id} names {found:?}, not {expected:?}")]
+    MisaimedReply { message_id: Uuid, event_id: String, found: Option<String>, expected: Option<String> },
     /// An event that nobody asked for.
     #[error("foreign: {event_type} {event_id} by {sender} in conversation {conversation}: {why}")]
     Foreign { conversation: Uuid, event_id: String, event_type: String, sender: String, why: &'static str },
@@ -160,9 +170,11 @@ impl Discrepancy {
     /// Which promise it breaks.
     pub const fn harm(&self) -> Harm {
         match self {
-            Self::Missing { .. } | Self::WrongText { .. } | Self::MemberMissing { .. } | Self::NoRoom { .. } => {
-                Harm::Lost
-            }
+            Self::Missing { .. }
+            | Self::WrongText { .. }
+            | Self::ReactionMissing { .. }
+            | Self::MemberMissing { .. }
+            | Self::NoRoom { .. } => Harm::Lost,
             Self::Doubled { .. } | Self::DoubledOperation { .. } | Self::SeveralRooms { .. } => Harm::Doubled,
             Self::Reordered { .. } => Harm::Reordered,
             // What was redacted although nobody was told so had been cancelled, and yet left.
@@ -170,10 +182,12 @@ impl Discrepancy {
             | Self::Unredacted { .. }
             | Self::LeakedText { .. }
             | Self::RedactedUnasked { .. }
+            | Self::ReactionRemains { .. }
             | Self::MemberRemains { .. } => Harm::Leaked,
             Self::UnaskedText { .. }
             | Self::MisaimedEdit { .. }
             | Self::WrongAuthor { .. }
+            | Self::MisaimedReply { .. }
             | Self::WrongEventId { .. }
             | Self::Foreign { .. }
             | Self::MemberUnasked { .. }
@@ -199,6 +213,8 @@ pub struct Summary {
     pub edits: usize,
     /// Messages and edits that are redacted.
     pub redacted: usize,
+    /// Reactions that stand there.
+    pub reactions: usize,
     /// Messages there whose post had got no answer.
     pub unanswered: usize,
 }

@@ -16,6 +16,9 @@ laws!(
     redaction_strips_content_and_names_itself,
     a_redaction_keeps_what_its_content_carries,
     state_set_to_what_it_is_makes_no_event,
+    an_account_annotates_an_event_with_a_key_once,
+    a_redacted_annotation_can_be_made_again,
+    no_thread_begins_within_a_thread,
 );
 
 fn bundled(event: &MatrixEvent) -> Option<&Value> {
@@ -147,4 +150,52 @@ async fn state_set_to_what_it_is_makes_no_event(hs: &Target) {
     assert_eq!(first, second);
     assert_ne!(user.put_state(&room, "com.nova.x", "", &json!({ "a": 2 })).await.unwrap(), first);
     assert_eq!(user.state(&room, "com.nova.x", "").await.unwrap(), json!({ "a": 2 }));
+}
+
+fn annotation_of(event: &str, key: &str) -> Value {
+    json!({ "m.relates_to": { "rel_type": "m.annotation", "event_id": event, "key": key } })
+}
+
+async fn an_account_annotates_an_event_with_a_key_once(hs: &Target) {
+    let (user, guest) = (hs.user().await, hs.user().await);
+    let room = hs.room(&user, &[&guest]).await;
+    let original = user.say(&room, "one").await.unwrap();
+    user.send(&room, "m.reaction", "t1", &annotation_of(&original, "a")).await.unwrap();
+    let again = user.send(&room, "m.reaction", "t2", &annotation_of(&original, "a")).await.unwrap_err();
+    assert_eq!((again.status(), again.errcode()), (Some(400), "M_DUPLICATE_ANNOTATION"));
+    // Under the transaction id of the first it is no second one.
+    user.send(&room, "m.reaction", "t1", &annotation_of(&original, "a")).await.unwrap();
+    user.send(&room, "m.reaction", "t3", &annotation_of(&original, "b")).await.unwrap();
+    guest.send(&room, "m.reaction", "t4", &annotation_of(&original, "a")).await.unwrap();
+    assert_eq!(user.relations(&room, &original, "m.annotation").await.unwrap().len(), 3);
+}
+
+async fn a_redacted_annotation_can_be_made_again(hs: &Target) {
+    let user = hs.user().await;
+    let room = hs.room(&user, &[]).await;
+    let original = user.say(&room, "one").await.unwrap();
+    let first = user.send(&room, "m.reaction", "t1", &annotation_of(&original, "a")).await.unwrap();
+    user.redact(&room, &first, "t2", &json!({})).await.unwrap();
+    let second = user.send(&room, "m.reaction", "t3", &annotation_of(&original, "a")).await.unwrap();
+    let standing = user.relations(&room, &original, "m.annotation").await.unwrap();
+    assert_eq!(standing.iter().map(|event| &event.event_id).collect::<Vec<_>>(), [&second]);
+}
+
+async fn no_thread_begins_within_a_thread(hs: &Target) {
+    let user = hs.user().await;
+    let room = hs.room(&user, &[]).await;
+    let in_thread = |event: &str| {
+        let mut content = text("words");
+        content["m.relates_to"] = json!({ "rel_type": "m.thread", "event_id": event });
+        content
+    };
+    let original = user.say(&room, "one").await.unwrap();
+    let second = user.send(&room, "m.room.message", "t1", &in_thread(&original)).await.unwrap();
+    let refused = user.send(&room, "m.room.message", "t2", &in_thread(&second)).await.unwrap_err();
+    assert_eq!(refused.status(), Some(400));
+    // A reply is no relation of that sort.
+    let mut reply = text("words");
+    reply["m.relates_to"] = json!({ "m.in_reply_to": { "event_id": original } });
+    let reply = user.send(&room, "m.room.message", "t3", &reply).await.unwrap();
+    user.send(&room, "m.room.message", "t4", &in_thread(&reply)).await.unwrap();
 }

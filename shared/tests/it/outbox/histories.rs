@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use shared::{
-    chat::Edited,
-    ids::OutboxId,
+    chat::{Edited, Reacted, Unreacted},
+    ids::{OutboxId, UserId},
     outbox::{Claimed, Deletion, Kind, OperationResult},
 };
 use uuid::Uuid;
 
 use super::{
     chance::{Chance, seed},
+    reactions,
     room::{Answer, Event, Room},
     world::{Lane, Posted, Worker, World},
 };
@@ -24,6 +25,8 @@ struct Told {
     posted: Posted,
     revision: i32,
     deletion: Option<Deletion>,
+    /// Which of two users react to it, both with one key.
+    reacts: [bool; 2],
     /// One of its operations was dead at some time.
     died: bool,
     /// One of its operations was thrown away by an operator.
@@ -41,6 +44,7 @@ struct History {
     lane: Lane,
     chance: Chance,
     room: Room,
+    users: [UserId; 2],
     flights: Vec<Flight>,
     messages: Vec<Told>,
     trace: Vec<String>,
@@ -51,6 +55,7 @@ enum Step {
     Post,
     Edit,
     Delete,
+    React,
     Deliver,
     Claim,
     GoOn,
@@ -63,10 +68,11 @@ enum Step {
     Day,
 }
 
-const CHANCES: [(usize, Step); 13] = [
+const CHANCES: [(usize, Step); 14] = [
     (16, Step::Post),
     (20, Step::Edit),
     (7, Step::Delete),
+    (14, Step::React),
     (26, Step::Deliver),
     (10, Step::Claim),
     (14, Step::GoOn),
@@ -98,7 +104,8 @@ fn is_repeated() -> bool {
 impl History {
     fn new(lane: Lane, seed: u64) -> Self {
         let (chance, room) = (Chance::new(seed), Room::default());
-        Self { lane, chance, room, flights: Vec::new(), messages: Vec::new(), trace: Vec::new() }
+        let users = [UserId::generate(), UserId::generate()];
+        Self { lane, chance, room, users, flights: Vec::new(), messages: Vec::new(), trace: Vec::new() }
     }
 
     async fn step(&mut self) {
@@ -107,10 +114,12 @@ impl History {
         match step {
             Step::Post if self.messages.len() < MESSAGES => {
                 let posted = self.lane.post("text").await;
-                self.messages.push(Told { posted, revision: 1, deletion: None, died: false, discarded: false });
+                let (deletion, reacts) = (None, [false; 2]);
+                self.messages.push(Told { posted, revision: 1, deletion, reacts, died: false, discarded: false });
             }
             Step::Edit => self.edit().await,
             Step::Delete => self.delete().await,
+            Step::React => self.react().await,
             Step::Deliver | Step::Post => {
                 if self.claim().await {
                     let last = self.flights.len() - 1;
@@ -168,6 +177,21 @@ impl History {
         let deletion = self.lane.delete(&self.messages[n].posted).await;
         self.trace.push(format!("    {deletion:?}"));
         self.messages[n].deletion = deletion;
+    }
+
+    /// One of two users reacts, or takes their reaction back.
+    async fn react(&mut self) {
+        let Some(n) = self.pick() else { return };
+        let who = self.chance.below(2);
+        let message = &mut self.messages[n];
+        message.reacts[who] = !message.reacts[who];
+        if message.reacts[who] {
+            let reacted = reactions::react(&self.lane, &message.posted, self.users[who], "+1").await.unwrap();
+            assert!(matches!(reacted, Reacted::Added { .. }));
+        } else {
+            let removed = reactions::unreact(&self.lane, &message.posted, self.users[who], "+1").await;
+            assert!(matches!(removed, Unreacted::Removed { .. }));
+        }
     }
 
     async fn claim(&mut self) -> bool {
@@ -279,6 +303,17 @@ impl History {
         self.room.events.iter().filter(of_message).collect()
     }
 
+    /// How many reactions to a message stand.
+    fn reactions(&self, told: &Told) -> usize {
+        let stands = |event: &&Event| {
+            event.of.kind == Kind::React
+                && event.of.subject_id == told.posted.message_id.as_uuid()
+                && !event.void
+                && !event.redacted
+        };
+        self.room.events.iter().filter(stands).count()
+    }
+
     fn check(&self) {
         for event in self.room.events.iter().filter(|event| !event.void) {
             let twins = self.room.events.iter().filter(|twin| twin.of.outbox_id == event.of.outbox_id).count();
@@ -310,6 +345,8 @@ impl History {
                     assert!(texts.iter().all(|event| !event.redacted));
                     let shown = texts.last().and_then(|event| event.of.revision);
                     assert_eq!(shown, Some(told.revision), "the room shows the newest text");
+                    let wanted = usize::from(told.reacts.contains(&true));
+                    assert_eq!(self.reactions(told), wanted, "a key stands once while anybody reacts with it");
                 }
             }
         }

@@ -9,6 +9,7 @@ mod late;
 mod membership;
 mod operators;
 mod races;
+mod reactions;
 mod room;
 mod sound;
 mod storm;

@@ -55,6 +55,20 @@ pub(super) struct Room {
 pub(super) struct Crashed;
 
 impl Room {
+    /// An account reacts to a message with a key once.
+    fn refuses(&self, request: &Request) -> bool {
+        let is_twin = |event: &Event| {
+            event.of.kind == Kind::React
+                && event.of.subject_id == request.of.subject_id
+                && !event.void
+                && !event.redacted
+        };
+        request.of.kind == Kind::React
+            && !request.void
+            && !self.memory.contains_key(&request.of.outbox_id)
+            && self.events.iter().any(is_twin)
+    }
+
     /// Stores an event, unless its transaction is known: then it is the event of that.
     pub(super) fn put(&mut self, request: &Request) -> EventId {
         if let Some(known) = self.memory.get(&request.of.outbox_id) {
@@ -72,7 +86,9 @@ impl Room {
 
     pub(super) fn land(&mut self, n: usize) {
         let request = self.travelling.swap_remove(n);
-        self.put(&request);
+        if !self.refuses(&request) {
+            self.put(&request);
+        }
     }
 
     /// A day passes: no transaction is remembered, and nothing is on the wire any more.
@@ -132,7 +148,7 @@ impl Room {
         if look_up && let Some(event_id) = self.find(operation.outbox_id) {
             return Ok(Ok(event_id));
         }
-        if operation.kind == Kind::Edit && !request.void {
+        if matches!(operation.kind, Kind::Edit | Kind::React) && !request.void {
             let in_batch = || operation.original_outbox_id.and_then(|original| events.get(&original));
             if operation.original.as_ref().map(|(event_id, _)| event_id).or_else(in_batch).is_none() {
                 return Ok(Err(End::ParentDead));
@@ -170,13 +186,16 @@ impl Room {
 
     fn perform(&mut self, request: &Request, answer: Answer) -> Result<Result<EventId, End>, Crashed> {
         Ok(match answer {
+            Answer::Accepted if self.refuses(request) => Err(End::OwnFault),
             Answer::Accepted => Ok(self.put(request)),
             Answer::Refused => Err(End::Refused),
             Answer::OwnFault => Err(End::OwnFault),
             Answer::RoomFault => Err(End::RoomFault),
             Answer::LostForGood => Err(End::Ambiguous),
             Answer::LostStored => {
-                self.put(request);
+                if !self.refuses(request) {
+                    self.put(request);
+                }
                 Err(End::Ambiguous)
             }
             Answer::LostTravelling => {

@@ -55,6 +55,26 @@ select 'the texts of a message leave in the order in which they were written', l
 from live earlier join live later using (conversation_id, lane_id, subject_id)
 where earlier.seq < later.seq and earlier.revision > later.revision
 union all
+select 'a reaction waits with its key, or to be closed before its redaction', o.outbox_id::text
+from (
+    select o.conversation_id, o.outbox_id, o.subject_id from live o join lane l using (conversation_id, lane_id)
+    where o.kind = 'react' and o.seq > l.frozen_through and o.maybe_sent_at is null
+        and not exists (
+            select 1 from live r where r.conversation_id = o.conversation_id and r.target_outbox_id = o.outbox_id
+        )
+    union all
+    select conversation_id, outbox_id, subject_id from dead where kind = 'react'
+) o
+join messages m on m.conversation_id = o.conversation_id and m.message_id = o.subject_id and m.deleted_at is null
+where not exists (
+    select 1 from message_reactions r
+    where r.conversation_id = o.conversation_id and r.send_outbox_id = o.outbox_id and r.key is not null
+)
+union all
+select 'a deleted message has no reactions', r.reaction_id::text
+from message_reactions r join messages m using (conversation_id, message_id)
+where m.deleted_at is not null and r.removed_at is null and r.conversation_id = any($1)
+union all
 select 'what may have been sent has a sender', outbox_id::text from live where maybe_sent_at is not null and sender is null
 union all
 select 'one redaction for each operation', target_outbox_id::text from (

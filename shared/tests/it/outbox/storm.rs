@@ -25,6 +25,7 @@ enum Step {
     Post,
     Edit,
     Delete,
+    React,
     Members,
     Claim,
     Settle,
@@ -36,10 +37,11 @@ enum Step {
     Expire,
 }
 
-const CHANCES: [(usize, Step); 12] = [
+const CHANCES: [(usize, Step); 13] = [
     (24, Step::Post),
     (12, Step::Edit),
     (6, Step::Delete),
+    (12, Step::React),
     (4, Step::Members),
     (20, Step::Claim),
     (20, Step::Settle),
@@ -99,6 +101,12 @@ impl Storm {
             Step::Delete => {
                 let Some(posted) = self.pick(n, chance) else { return Ok(()) };
                 if let Err(error) = lane.delete_in(&mut tx, &posted).await {
+                    return database(error).map_or(Ok(()), Err);
+                }
+            }
+            Step::React => {
+                let Some(posted) = self.pick(n, chance) else { return Ok(()) };
+                if let Err(error) = self.react(&mut tx, lane, &posted, chance).await {
                     return database(error).map_or(Ok(()), Err);
                 }
             }
@@ -164,6 +172,24 @@ impl Storm {
             }
         }
         tx.commit().await
+    }
+
+    /// One of the guests reacts to a message, or takes their reaction back.
+    async fn react(
+        &self,
+        conn: &mut PgConnection,
+        lane: &Lane,
+        posted: &Posted,
+        chance: &mut Chance,
+    ) -> Result<(), ChatError> {
+        let mut turn = lane.turn(conn).await?;
+        let (keys, guest) = (&self.world.keys, self.guests[chance.below(self.guests.len())]);
+        if chance.percent(60) {
+            chat::add_reaction(conn, &turn, keys, posted.message_id, guest, "+1", true).await?;
+        } else {
+            chat::remove_reaction(conn, &mut turn, keys, posted.message_id, guest, "+1").await?;
+        }
+        Ok(())
     }
 
     /// A worker settles what it sent, or leaves its evidence when it comes too late.
