@@ -145,7 +145,7 @@ async fn a_conversation_is_as_lively_on_synapse() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reply_finds_its_target_in_the_same_batch_and_a_reaction_its_message() {
+async fn a_reply_and_a_reaction_that_wait_with_their_message_find_its_event() {
     let fake = FakeHomeserver::start().await;
     let home = Home::of(&fake).await;
     let scene = Scene::new(&home).await;
