@@ -66,6 +66,7 @@ async fn clients_hear_how_a_delivery_ends_and_that_it_begins_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one story, frame by frame")]
 async fn what_happens_on_matrix_is_told_once_by_the_names_that_clients_know() {
     let fake = FakeHomeserver::start().await;
     let home = Home::of(&fake).await;

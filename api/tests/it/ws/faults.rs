@@ -125,6 +125,7 @@ async fn a_client_that_does_not_read_is_closed_delays_nobody_and_resumes() {
     let mut heard = Vec::new();
     let end = loop {
         match slow.hear().await {
+            Heard::Frame(frame) if frame["type"] == "heartbeat" => {}
             Heard::Frame(frame) => heard.push(frame),
             end => break end,
         }

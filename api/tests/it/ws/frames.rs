@@ -7,7 +7,7 @@ use super::{Scene, all_for_now, frames, types, without_cursor};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_frame_has_exactly_these_fields() {
-    let scene = Scene::with(&[("WS_HEARTBEAT", "300ms")]).await;
+    let scene = Scene::with(&[("WS_HEARTBEAT", "3s")]).await;
     let (ada, conversation) = (&scene.ada, &scene.conversation);
     let mut socket = ada.try_listen(None).await.unwrap();
     let ready = socket.frame().await;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use shared::testing::{
     database::TestDatabase,
+    eventually,
     nova::{Environment, NovaUser, Program, api_environment},
     websocket::{Heard, Socket},
 };
@@ -47,6 +48,12 @@ impl Scene {
         let api = api_with(&database, options).await;
         let (ada, grace) = (NovaUser::new(&api), NovaUser::new(&api));
         let conversation = ada.create_conversation(&[grace.user_id]).await;
+        // Other tests of this server may hold the log back: what is heard begins after this.
+        eventually("the log can be read to its end", || async {
+            let held = "select count(*) from events where xid >= pg_snapshot_xmin(pg_current_snapshot())";
+            (database.count(held).await == 0).then_some(())
+        })
+        .await;
         Self { database, api, ada, grace, conversation }
     }
 

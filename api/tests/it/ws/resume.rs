@@ -69,8 +69,8 @@ async fn over_a_hundred_forced_disconnects_each_cursor_is_seen_once_and_none_is_
     let seed: u64 = std::env::var("SEED").map_or(11, |seed| seed.parse().unwrap());
     println!("SEED={seed}");
     let mut random = seed;
-    let scene = Scene::with(&[("WS_HEARTBEAT", "200ms")]).await;
-    let other = api_with(&scene.database, &[("WS_HEARTBEAT", "200ms")]).await;
+    let scene = Scene::with(&[("WS_HEARTBEAT", "1500ms")]).await;
+    let other = api_with(&scene.database, &[("WS_HEARTBEAT", "1500ms")]).await;
     let begin = scene.grace.listen(None).await.cursor().to_owned();
     let stop = tokio_util::sync::CancellationToken::new();
     let writing: Vec<_> = (0..3)
@@ -203,7 +203,7 @@ async fn a_cursor_of_another_life_of_the_database_or_of_nobody_is_told_to_read_a
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_clients_heartbeats_carry_its_cursor_past_what_others_do() {
-    let scene = Scene::with(&[("WS_HEARTBEAT", "200ms")]).await;
+    let scene = Scene::with(&[("WS_HEARTBEAT", "1500ms")]).await;
     let idle_user = NovaUser::new(&scene.api);
     let mut idle = idle_user.listen(None).await;
     let begin = idle.cursor().to_owned();

@@ -15,6 +15,16 @@ fn send(scene: &Scene, request_id: &str, text: &str) -> Value {
     })
 }
 
+/// A problem without what differs by where in a text it was found.
+fn essence(problem: &Value) -> Value {
+    let mut problem = problem.clone();
+    problem["detail"].take();
+    for error in problem["errors"].as_array_mut().into_iter().flatten() {
+        error["reason"].take();
+    }
+    problem
+}
+
 async fn answer(socket: &mut Socket, request_id: &str) -> Value {
     loop {
         let frame = socket.frame().await;
@@ -90,7 +100,8 @@ async fn what_a_post_refuses_is_refused_with_the_same_problem_and_the_connection
         request["request_id"] = json!(format!("r{n}"));
         socket.say(&request).await;
         let refused = answer(&mut socket, &format!("r{n}")).await;
-        assert_eq!(refused, json!({"type": "error", "request_id": format!("r{n}"), "problem": by_rest.body}));
+        assert_eq!((&refused["type"], &refused["request_id"]), (&json!("error"), &json!(format!("r{n}"))));
+        assert_eq!(essence(&refused["problem"]), essence(&by_rest.body), "{body}");
     }
     of_stranger.say(&send(&scene, "r", "let me in")).await;
     assert_eq!(answer(&mut of_stranger, "r").await["problem"]["code"], "not_a_member");
@@ -115,7 +126,7 @@ async fn what_is_no_request_is_refused_and_the_connection_stays() {
         (r#"{"type": "MessageSend", "request_id": ""}"#, json!(null), "invalid"),
         (r#"{"type": "MessageBurn", "request_id": "r"}"#, json!("r"), "invalid"),
         (r#"{"request_id": "r"}"#, json!("r"), "invalid"),
-        (r#"{"type": "MessageSend", "request_id": "r", "plaintext": "\ud800"}"#, json!(null), "bad_json"),
+        (r#"{"type": "MessageSend", "request_id": "r", "plaintext": "\ud800"}"#, json!(null), "invalid"),
         (r#"{"type": "MessageSend", "request_id": "r", "idempotency_key": ""}"#, json!("r"), "invalid"),
         (r#"{"type": "MessageSend", "request_id": "r", "idempotency_key": "é"}"#, json!("r"), "invalid"),
     ] {
