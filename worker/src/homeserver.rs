@@ -531,20 +531,26 @@ impl Homeserver {
         Ok((events, answer.end))
     }
 
-    /// The conversation that a room is marked for, if our own account created it and we may look.
+    /// The conversation that a room is marked for, if our own account made both and we may look. Asks for no more than
+    /// that: a room of nobody's may have a large state.
     pub(crate) async fn marked_conversation(&self, room_id: &RoomId, marker: &str) -> Result<Option<String>, Failure> {
-        let request = get_state_events::v3::Request::new(room(room_id)?);
-        let state = match self.ask(request).await {
-            Ok(answer) => answer.room_state,
-            Err(Failure::Refused(Refusal { status: 403 | 404, errcode: Some(_), .. })) => return Ok(None),
-            Err(failure) => return Err(failure),
-        };
-        let state: Vec<StateEvent> =
-            state.iter().filter_map(|event| serde_json::from_str(event.json().get()).ok()).collect();
-        let created =
-            state.iter().any(|event| event.r#type == "m.room.create" && event.sender == self.service_user.as_str());
-        let found = state.iter().find(|event| event.r#type == marker && event.sender == self.service_user.as_str());
-        Ok(found.filter(|_| created).and_then(|event| event.content["conversation_id"].as_str().map(str::to_owned)))
+        let Some(mark) = self.own_state(room_id, marker).await? else { return Ok(None) };
+        let created = self.own_state(room_id, "m.room.create").await?;
+        Ok(created.and_then(|_| mark["conversation_id"].as_str().map(str::to_owned)))
+    }
+
+    /// The content of a state event with an empty key, if our own account set it and we may look.
+    async fn own_state(&self, room_id: &RoomId, event_type: &str) -> Result<Option<serde_json::Value>, Failure> {
+        let mut request = get_state_event_for_key::v3::Request::new(room(room_id)?, event_type.into(), String::new());
+        request.format = get_state_event_for_key::v3::StateEventFormat::Event;
+        match self.ask(request).await {
+            Ok(answer) => {
+                let event: serde_json::Value = serde_json::from_str(answer.event_or_content.get()).unwrap_or_default();
+                Ok((event["sender"] == self.service_user.as_str()).then(|| event["content"].clone()))
+            }
+            Err(Failure::Refused(Refusal { status: 403 | 404, errcode: Some(_), .. })) => Ok(None),
+            Err(failure) => Err(failure),
+        }
     }
 
     /// Leaves a room, or turns its invitation down.

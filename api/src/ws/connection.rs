@@ -166,8 +166,9 @@ impl Connection<'_> {
                 biased;
                 () = self.state.stop.cancelled() => Event::Stop,
                 () = &mut expiry => Event::Expired,
-                incoming = self.socket.recv() => Event::Incoming(incoming),
+                // Before what comes: whoever sends without pause must not keep them from coming.
                 _ = ticks.tick() => Event::Tick,
+                incoming = self.socket.recv() => Event::Incoming(incoming),
                 () = async { if reading.is_some() { ready(()).await } else { pending().await } } => Event::ReadOn,
                 () = place.news() => Event::News,
             };
@@ -178,10 +179,13 @@ impl Connection<'_> {
                     heard = Instant::now();
                     self.take(incoming).await?;
                     // Whoever sends without pause is told the news all the same.
+                    if reading.is_none() {
+                        reading = catch_up(place, &mut position);
+                    }
                     if let Some(span) = &reading
                         && self.read_on(&mut position, span).await?
                     {
-                        reading = None;
+                        reading = catch_up(place, &mut position);
                     }
                 }
                 Event::Tick => {

@@ -3,7 +3,7 @@
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Applied, InboundError, Inbox, Incoming, Membership, What};
+use super::{Applied, InboundError, Inbox, Incoming, Membership, What, people};
 use crate::{
     chat::Turn,
     ids::{ConversationId, EventId, LaneId, OutboxId},
@@ -27,6 +27,9 @@ pub(super) async fn echo(
     event: &Incoming,
 ) -> Result<Applied, InboundError> {
     if let What::Member { user, membership, now, .. } = &event.what {
+        if !people::is_present_room(conn, turn.conversation_id, &event.room_id).await? {
+            return Ok(Applied::Unchanged);
+        }
         return membership_echo(conn, turn, inbox, user, *membership, now.as_ref()).await;
     }
     let conversation_id = turn.conversation_id;
@@ -36,7 +39,11 @@ pub(super) async fn echo(
     // By the marker, or, once somebody has redacted the content, by the transaction id: they are the same.
     let transaction = event.transaction_id.as_deref().and_then(|id| id.parse().ok());
     let Some(outbox_id) = event.marker.or(transaction) else { return Ok(Applied::Unmatched) };
-    let Some(known) = operation(conn, conversation_id, outbox_id).await? else { return Ok(Applied::Unmatched) };
+    let Some(known) = operation(conn, conversation_id, outbox_id).await? else {
+        // A settle needs no turn: it may have come between the two looks.
+        let settled = is_evidence(conn, conversation_id, &event.event_id).await?;
+        return Ok(if settled { Applied::Echo(false) } else { Applied::Unmatched });
+    };
     if known.sender.is_some_and(|sender| sender != event.sender.as_str()) {
         return Ok(Applied::Unmatched);
     }

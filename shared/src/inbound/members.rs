@@ -5,7 +5,7 @@ use sqlx::PgConnection;
 use super::{Applied, Asked, InboundError, Inbox, Incoming, Membership, Record, people, refuse, remember};
 use crate::{
     chat::{self, Turn},
-    ids::{MatrixUserId, UserId},
+    ids::{ConversationId, MatrixUserId, UserId},
 };
 
 /// A change of membership that others made.
@@ -27,14 +27,17 @@ pub(super) async fn member(
         remember(conn, turn, event, &Record::void(None)).await?;
         return Ok(Applied::Unchanged);
     }
-    let Some(user_id) = people::person(conn, turn, inbox, change.user).await? else {
+    let Some(user_id) = people::person(conn, turn, inbox, change.user, false).await? else {
         return refuse(conn, turn, event, "user_format").await;
     };
     remember(conn, turn, event, &Record::new("member", user_id.as_uuid())).await?;
-    let changed = if change.user.nova_user(inbox.server()).is_some() {
+    let changed = if change.user.nova_user(inbox.server()).is_none() {
+        contact(conn, turn, user_id, change).await?
+    } else if *change.user == MatrixUserId::of(user_id, inbox.server()) {
         user_of_ours(conn, turn, user_id, change).await?
     } else {
-        contact(conn, turn, user_id, change).await?
+        // Another spelling of the name is another account, whom we never invite.
+        false
     };
     Ok(if changed { Applied::Changed } else { Applied::Unchanged })
 }
@@ -89,6 +92,27 @@ async fn user_of_ours(
     Ok(true)
 }
 
+/// Whether a change of a user's membership is on its way to Matrix: until it is done, what the room says of them may be of
+/// before or after.
+pub async fn change_under_way(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    user_id: UserId,
+) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"
+        select exists (
+            select 1 from outbox
+            where conversation_id = $1 and subject_id = $2 and kind in ('invite', 'remove')
+        ) as "under_way!"
+        "#,
+        conversation_id.as_uuid(),
+        user_id.as_uuid(),
+    )
+    .fetch_one(conn)
+    .await
+}
+
 /// Whether the database knows something newer of the user than the room did when it was asked.
 async fn ours_is_newer(
     conn: &mut PgConnection,
@@ -96,12 +120,12 @@ async fn ours_is_newer(
     user_id: UserId,
     asked_at_seq: i64,
 ) -> Result<bool, sqlx::Error> {
+    if change_under_way(conn, turn.conversation_id, user_id).await? {
+        return Ok(true);
+    }
     sqlx::query_scalar!(
         r#"
         select exists (
-            select 1 from outbox
-            where conversation_id = $1 and subject_id = $2 and kind in ('invite', 'remove')
-        ) or exists (
             select 1 from conversation_members
             where conversation_id = $1 and user_id = $2 and greatest(added_seq, removed_seq) > $3
         ) as "newer!"

@@ -88,20 +88,24 @@ async fn answer_to(
     event_id: &EventId,
     message_id: MessageId,
 ) -> Result<(), sqlx::Error> {
-    sqlx::query!(
+    let joined = sqlx::query_scalar!(
         r#"
         update messages m
         set reply_to = $3
         from received_events r
         where r.conversation_id = $1 and r.relates_to = $2 and r.kind = 'message'
             and m.conversation_id = $1 and m.message_id = r.subject_id and m.reply_to is null
+        returning m.message_id
         "#,
         conversation_id.as_uuid(),
         event_id.as_str(),
         message_id.as_uuid(),
     )
-    .execute(conn)
+    .fetch_all(&mut *conn)
     .await?;
+    for answer in joined {
+        events::record(conn, conversation_id, EventKind::MessageEdited, answer).await?;
+    }
     Ok(())
 }
 
@@ -116,6 +120,9 @@ pub(super) async fn edit(
     let What::Edit { target, content, mentioned } = &event.what else { return Ok(Applied::Unchanged) };
     let message_id = match targets::find(conn, turn.conversation_id, target).await? {
         Target::Unknown => return parked::wait_for(conn, turn, inbox.keys, event, target).await,
+        Target::Received { kind: ReceivedKind::Message, room_id, .. } if room_id != event.room_id => {
+            return refuse(conn, turn, event, "edit_from_another_room").await;
+        }
         Target::Received { kind: ReceivedKind::Message, subject_id, sender, .. } if sender == event.sender.as_str() => {
             MessageId::from(subject_id)
         }

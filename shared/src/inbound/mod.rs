@@ -36,8 +36,9 @@ mod targets;
 
 pub use calls::{CallSignal, SignalKind, StoredSignal, signal};
 pub use leader::{Leadership, lead};
+pub use members::change_under_way;
 pub use parked::{forget_parked, park_poison};
-pub use people::conversation_of_room;
+pub use people::{conversation_of_room, is_new_room};
 
 /// Why an event could not be applied.
 #[derive(Debug, thiserror::Error)]
@@ -263,6 +264,10 @@ async fn apply_one(
         What::Reaction { .. } => messages::reaction(conn, turn, inbox, event).await,
         What::Redaction { target } => redactions::redaction(conn, turn, inbox, event, target).await,
         What::Call(call) => calls::call(conn, turn, inbox, event, call).await,
+        What::Member { .. } if !people::is_present_room(conn, turn.conversation_id, &event.room_id).await? => {
+            remember(conn, turn, event, &Record::void(None)).await?;
+            Ok(Applied::Unchanged)
+        }
         What::Member { user, membership, display_name, now } => {
             let change =
                 members::Change { user, membership: *membership, display_name: display_name.as_deref(), now: *now };
@@ -360,5 +365,5 @@ async fn author(
     inbox: Inbox<'_>,
     event: &Incoming,
 ) -> Result<Option<UserId>, sqlx::Error> {
-    people::person(conn, turn, inbox, &event.sender).await
+    people::person(conn, turn, inbox, &event.sender, true).await
 }

@@ -4,7 +4,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
-    ids::{ConversationId, EventId, MessageId, OutboxId},
+    ids::{ConversationId, EventId, MessageId, OutboxId, RoomId},
     outbox::Kind,
 };
 
@@ -12,7 +12,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) enum Target {
     /// Somebody else's event.
-    Received { kind: ReceivedKind, subject_id: Uuid, revision: Option<i32>, sender: String },
+    Received { kind: ReceivedKind, subject_id: Uuid, revision: Option<i32>, sender: String, room_id: RoomId },
     /// One that we sent.
     Sent { outbox_id: OutboxId, kind: Kind, subject_id: Uuid },
     /// It never counted.
@@ -40,7 +40,7 @@ pub(super) async fn find(
 ) -> Result<Target, sqlx::Error> {
     let received = sqlx::query!(
         r#"
-        select kind, subject_id, revision, sender from received_events
+        select kind, subject_id, revision, sender, room_id as "room_id: RoomId" from received_events
         where conversation_id = $1 and event_id = $2
         "#,
         conversation_id.as_uuid(),
@@ -58,7 +58,10 @@ pub(super) async fn find(
             _ => ReceivedKind::Other,
         };
         return Ok(match row.subject_id {
-            Some(subject_id) => Target::Received { kind, subject_id, revision: row.revision, sender: row.sender },
+            Some(subject_id) => {
+                let (revision, sender, room_id) = (row.revision, row.sender, row.room_id);
+                Target::Received { kind, subject_id, revision, sender, room_id }
+            }
             None => Target::Void,
         });
     }

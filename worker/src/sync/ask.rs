@@ -13,10 +13,10 @@ use shared::{
 };
 use sqlx::PgPool;
 
-use super::SyncError;
+use super::{SyncError, intake::Room};
 use crate::{
     homeserver::{Failure, Homeserver, Refusal},
-    room::{MARKER, Rooms},
+    room::{MARKER, RoomError, Rooms},
 };
 
 /// Rooms of nobody's conversation are remembered for this long: one of ours is written down within a request or two of
@@ -26,6 +26,12 @@ const STRANGE_FOR: Duration = Duration::from_mins(1);
 /// How many such rooms are remembered.
 const MOST_STRANGE: u64 = 10_000;
 
+/// How often a tombstone is followed while the homeserver fails, before all other rooms have waited long enough.
+const MOST_TRIES: u32 = 5;
+
+/// How long that is remembered.
+const FOLLOWED_FOR: Duration = Duration::from_mins(10);
+
 /// Asks the homeserver, and remembers what need not be asked again.
 #[derive(Debug)]
 pub(super) struct Asker<'a> {
@@ -34,6 +40,8 @@ pub(super) struct Asker<'a> {
     rooms: &'a Rooms,
     invites: InvitePolicy,
     strange: Cache<RoomId, ()>,
+    /// How often the homeserver failed when a tombstone was followed.
+    followed: Cache<RoomId, u32>,
 }
 
 /// A stripped state event of an invitation.
@@ -47,7 +55,8 @@ struct Stripped {
 impl<'a> Asker<'a> {
     pub(super) fn new(pool: &'a PgPool, homeserver: &'a Homeserver, rooms: &'a Rooms, invites: InvitePolicy) -> Self {
         let strange = Cache::builder().max_capacity(MOST_STRANGE).time_to_live(STRANGE_FOR).build();
-        Self { pool, homeserver, rooms, invites, strange }
+        let followed = Cache::builder().max_capacity(MOST_STRANGE).time_to_live(FOLLOWED_FOR).build();
+        Self { pool, homeserver, rooms, invites, strange, followed }
     }
 
     /// The conversation of a room. One that we have just made may not be written down yet, and somebody may speak in it
@@ -78,33 +87,53 @@ impl<'a> Asker<'a> {
         Ok(inbound::conversation_of_room(&mut conn, room_id).await?)
     }
 
-    /// Somebody invites the service account. An invitation to what replaced a room of ours is for who sends there.
-    pub(super) async fn invited(&self, room_id: &RoomId, room: &InvitedRoom) -> Result<(), SyncError> {
+    /// Whether nothing of a room was ever applied or sent: we have just come into it.
+    pub(super) async fn is_new(&self, room: &Room) -> Result<bool, SyncError> {
+        let mut conn = self.pool.acquire().await?;
+        Ok(inbound::is_new_room(&mut conn, room.conversation_id, &room.room_id).await?)
+    }
+
+    /// Somebody invites the service account. Into a room of ours it comes back, and a room that replaced one of ours is
+    /// followed; any other invitation is a stranger's. None of that may hold up what happens elsewhere.
+    pub(super) async fn invited(&self, room_id: RoomId, room: &InvitedRoom) -> Result<(), SyncError> {
+        let homeserver = self.homeserver.clone();
+        if self.mapped(&room_id).await?.is_some() {
+            tokio::spawn(async move {
+                match homeserver.join(&room_id).await {
+                    Ok(()) => tracing::info!(room.id = %room_id, "joined the room again, as invited"),
+                    // Who sends there next tries again.
+                    Err(failure) => tracing::warn!(room.id = %room_id, error = %failure, "could not join again"),
+                }
+            });
+            return Ok(());
+        }
         let create = room.invite_state.events.iter().find_map(|event| {
             serde_json::from_str::<Stripped>(event.json().get()).ok().filter(|event| event.r#type == "m.room.create")
         });
         if let Some(predecessor) = create.as_ref().and_then(|create| create.content["predecessor"]["room_id"].as_str())
         {
             let predecessor = RoomId::from(predecessor.to_owned());
-            let mut conn = self.pool.acquire().await?;
-            if inbound::conversation_of_room(&mut conn, &predecessor).await?.is_some() {
-                return Ok(());
+            if let Some(conversation_id) = self.mapped(&predecessor).await? {
+                return self.replaced(conversation_id, &predecessor).await;
             }
         }
-        match self.invites {
-            InvitePolicy::Ignore => {
-                metrics::counter!("matrix_invites_total", "answer" => "ignored").increment(1);
-            }
-            InvitePolicy::Reject => {
-                match self.homeserver.leave(room_id).await {
-                    // It is gone, or never was: nothing is left to turn down.
-                    Ok(()) | Err(Failure::Refused(Refusal { status: 403 | 404, .. })) => {}
-                    Err(failure) => return Err(failure.into()),
+        if self.invites == InvitePolicy::Ignore {
+            metrics::counter!("matrix_invites_total", "answer" => "ignored").increment(1);
+            return Ok(());
+        }
+        tokio::spawn(async move {
+            match homeserver.leave(&room_id).await {
+                // It is gone, or never was: nothing is left to turn down.
+                Ok(()) | Err(Failure::Refused(Refusal { status: 403 | 404, .. })) => {
+                    tracing::info!(room.id = %room_id, "an invitation of the service account was turned down");
+                    metrics::counter!("matrix_invites_total", "answer" => "rejected").increment(1);
                 }
-                tracing::info!(room.id = %room_id, "an invitation of the service account was turned down");
-                metrics::counter!("matrix_invites_total", "answer" => "rejected").increment(1);
+                Err(failure) => {
+                    tracing::warn!(room.id = %room_id, error = %failure, "an invitation could not be turned down");
+                    metrics::counter!("matrix_invites_total", "answer" => "failed").increment(1);
+                }
             }
-        }
+        });
         Ok(())
     }
 
@@ -113,10 +142,12 @@ impl<'a> Asker<'a> {
         let What::Member { user, membership, now, .. } = &mut event.what else { return Ok(()) };
         let server = self.homeserver.service_user().server();
         let Some(Ok(user_id)) = user.nova_user(server) else { return Ok(()) };
-        let (is_member, seq) = {
+        // The number comes first: what changes after it is newer than the answer.
+        let (is_member, seq, under_way) = {
             let mut conn = self.pool.acquire().await?;
             let seq = chat::last_seq(&mut conn, conversation_id).await?;
-            (chat::is_member(&mut conn, conversation_id, user_id).await?, seq)
+            let under_way = inbound::change_under_way(&mut conn, conversation_id, user_id).await?;
+            (chat::is_member(&mut conn, conversation_id, user_id).await?, seq, under_way)
         };
         let contradicts = match membership {
             Membership::Join => !is_member,
@@ -124,7 +155,8 @@ impl<'a> Asker<'a> {
             Membership::Leave | Membership::Ban => is_member,
             Membership::Knock => false,
         };
-        if !contradicts {
+        // Of a change of ours that is on its way, its echo tells.
+        if !contradicts || under_way {
             return Ok(());
         }
         let membership = match self.homeserver.membership(&event.room_id, user).await {
@@ -137,17 +169,28 @@ impl<'a> Asker<'a> {
         Ok(())
     }
 
-    /// The room has a tombstone: the conversation goes on where that points, if it may.
+    /// The room has a tombstone: the conversation goes on where that points, if it may. A homeserver that does not answer is
+    /// asked again, a few times; then, and for whatever else is wrong with that one room, who sends to it next looks again.
     pub(super) async fn replaced(&self, conversation_id: ConversationId, room_id: &RoomId) -> Result<(), SyncError> {
-        match self.rooms.replaced(conversation_id, room_id).await {
-            Ok(()) => Ok(()),
-            Err(crate::room::RoomError::Homeserver(failure)) => Err(failure.into()),
-            Err(crate::room::RoomError::Database(error)) => Err(error.into()),
-            Err(error) => {
-                // Who sends to it next says the same, and holds the lane.
-                tracing::warn!(conversation.id = %conversation_id, %error, "the room was replaced, but not followed");
-                Ok(())
+        let failed = match self.rooms.replaced(conversation_id, room_id).await {
+            Ok(()) => return Ok(()),
+            Err(RoomError::Database(error)) => return Err(error.into()),
+            Err(failed) => failed,
+        };
+        if let RoomError::Homeserver(failure) = &failed {
+            let passing = match failure {
+                Failure::NotSent(_) | Failure::NoAnswer(_) => true,
+                Failure::Refused(refusal) => matches!(refusal.status, 401 | 429 | 500..),
+                Failure::NotBuilt(_) => false,
+            };
+            let tries = self.followed.get(room_id).await.unwrap_or(0) + 1;
+            self.followed.insert(room_id.clone(), tries).await;
+            if passing && tries < MOST_TRIES {
+                return Err(failure.clone().into());
             }
         }
+        self.followed.invalidate(room_id).await;
+        tracing::warn!(conversation.id = %conversation_id, error = %failed, "the room was replaced, but not followed");
+        Ok(())
     }
 }

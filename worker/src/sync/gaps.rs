@@ -2,13 +2,17 @@
 //! began, page by page and in order, before anything later of that room is applied.
 
 use shared::inbound::Leadership;
+use tokio::time::sleep;
 
 use super::{
-    SyncError,
+    FIRST_WAIT, LONGEST_WAIT, SyncError,
     ask::Asker,
     intake::{Intake, Room},
 };
-use crate::homeserver::Homeserver;
+use crate::homeserver::{Failure, Homeserver};
+
+/// How often a page is asked for before the sync begins anew.
+const TRIES: usize = 10;
 
 /// A room's events that a sync left out.
 pub(super) struct Gap<'a> {
@@ -31,7 +35,7 @@ pub(super) async fn fill(
     metrics::counter!("matrix_sync_gaps_total").increment(1);
     let mut from = gap.from.map(str::to_owned);
     loop {
-        let (events, next) = homeserver.events_after(&gap.room.room_id, from.as_deref(), gap.to).await?;
+        let (events, next) = page(homeserver, gap, from.as_deref()).await?;
         let is_last = events.is_empty();
         if !is_last {
             let pages = vec![(gap.room.clone(), events)];
@@ -43,4 +47,28 @@ pub(super) async fn fill(
             _ => return Ok(()),
         }
     }
+}
+
+/// One page, asked for again and again: what was fetched before it need not be fetched anew for one failure.
+async fn page(
+    homeserver: &Homeserver,
+    gap: &Gap<'_>,
+    from: Option<&str>,
+) -> Result<(Vec<String>, Option<String>), Failure> {
+    let mut wait = FIRST_WAIT;
+    for _ in 1..TRIES {
+        match homeserver.events_after(&gap.room.room_id, from, gap.to).await {
+            Err(failure @ (Failure::NotSent(_) | Failure::NoAnswer(_) | Failure::Refused(_))) => {
+                tracing::warn!(error = %failure, "a page of a room's history did not come; asking again");
+                let asked = match &failure {
+                    Failure::Refused(refusal) => refusal.retry_after,
+                    _ => None,
+                };
+                sleep(asked.unwrap_or(wait).max(wait)).await;
+                wait = (wait * 2).min(LONGEST_WAIT);
+            }
+            answer => return answer,
+        }
+    }
+    homeserver.events_after(&gap.room.room_id, from, gap.to).await
 }

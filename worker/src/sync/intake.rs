@@ -151,6 +151,8 @@ impl Intake<'_> {
     ) -> Result<(), IntakeError> {
         let inbox = Inbox { keys: self.keys, service_user: self.homeserver.service_user() };
         let mut tx = self.pool.begin().await?;
+        let conversations: Vec<ConversationId> = items.iter().map(|(conversation_id, ..)| *conversation_id).collect();
+        chat::line_up(&mut tx, &conversations).await?;
         let mut turn: Option<chat::Turn> = None;
         let mut applied = Vec::new();
         for (conversation_id, room_id, item) in items {

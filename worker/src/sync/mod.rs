@@ -168,7 +168,7 @@ impl Sync {
         let answer = self.homeserver.sync(since.as_deref(), self.config.limit, self.config.hold).await?;
         let next_batch = answer.next_batch;
         for (room_id, invited) in answer.rooms.invite {
-            asker.invited(&room_id.to_string().into(), &invited).await?;
+            asker.invited(room_id.to_string().into(), &invited).await?;
         }
         let joined = answer.rooms.join.into_iter().map(|(room_id, room)| (room_id, room.timeline));
         let left = answer.rooms.leave.into_iter().map(|(room_id, room)| (room_id, room.timeline));
@@ -237,7 +237,10 @@ impl Sync {
         let mut events = Vec::with_capacity(rooms.len());
         for (room, timeline) in rooms {
             if timeline.limited {
-                let gap = gaps::Gap { room: &room, from: span.since, to: span.next_batch };
+                // A room that we have just come into is shown from before the token on: all that we may see of it is new.
+                let is_new = asker.is_new(&room).await?;
+                let from = span.since.filter(|_| !is_new);
+                let gap = gaps::Gap { room: &room, from, to: span.next_batch };
                 gaps::fill(&self.homeserver, leadership, intake, asker, &gap).await?;
             }
             events.push((room, timeline.events.iter().map(|event| event.json().get().to_owned()).collect()));

@@ -445,6 +445,67 @@ async fn a_room_that_was_replaced_is_followed_and_what_is_said_in_either_is_ther
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_happens_in_a_room_that_was_left_moves_nobody() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let room = Listening::new(&home).await;
+    let creation = json!({"creation_content": {"predecessor": {"room_id": room.room}}, "preset": "private_chat",
+        "invite": [room.grace.user_id()]});
+    let new = home.account.create_room(&creation).await.unwrap();
+    room.grace.join(&new).await.unwrap();
+    home.account.put_state(&room.room, "m.room.tombstone", "", &json!({"replacement_room": new})).await.unwrap();
+    room.grace.say(&new, "here").await.unwrap();
+    room.says(&["here"]).await;
+    room.grace.leave(&room.room).await.unwrap();
+    room.grace.say(&new, "still here").await.unwrap();
+    room.says(&["here", "still here"]).await;
+    let is_member = "select count(*) from conversation_members where removed_seq is null";
+    assert_eq!(room.scene.database.count(is_member).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_room_of_ours_that_invites_us_again_is_joined_again() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let room = Listening::new(&home).await;
+    room.caught_up("before").await;
+    home.account.leave(&room.room).await.unwrap();
+    room.grace.invite(&room.room, home.account.user_id()).await.unwrap();
+    eventually("we are in it again", || async {
+        let rooms = home.account.joined_rooms().await.unwrap();
+        rooms.contains(&room.room).then_some(())
+    })
+    .await;
+    room.say("after").await;
+    room.says(&["before", "after"]).await;
+    let message = id(&room.scene.ada.post(&room.conversation, "ours").await.expect(201));
+    room.scene.ada.delivered(&message).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_room_that_somebody_else_replaced_is_entered_as_invited_and_shows_all_in_order() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let room = Listening::with(&home, &[("MATRIX_SYNC_LIMIT", "3")]).await;
+    let power = json!({"users": {room.grace.user_id(): 100}});
+    home.account.put_state(&room.room, "m.room.power_levels", "", &power).await.unwrap();
+    let creation = json!({"creation_content": {"predecessor": {"room_id": room.room}}, "preset": "private_chat",
+        "power_level_content_override": {"users": {home.account.user_id(): 100}}});
+    let new = room.grace.create_room(&creation).await.unwrap();
+    room.grace.put_state(&room.room, "m.room.tombstone", "", &json!({"replacement_room": new})).await.unwrap();
+    room.say("the last here").await;
+    room.says(&["the last here"]).await;
+    room.grace.invite(&new, home.account.user_id()).await.unwrap();
+    let mut texts = vec!["the last here".to_owned()];
+    for n in 0..10 {
+        texts.push(format!("there {n}"));
+        room.grace.say(&new, &texts[n + 1]).await.unwrap();
+    }
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    room.says(&texts).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn replies_threads_reactions_files_and_formatted_words_come_in_as_what_they_are() {
     let fake = FakeHomeserver::start().await;
     let home = Home::of(&fake).await;

@@ -11,6 +11,8 @@ laws!(
     a_sync_shows_ten_events_unless_told_otherwise,
     a_filter_sets_the_limit,
     a_gap_can_be_paged_from_its_prev_batch_back_to_the_old_token,
+    a_gap_can_be_paged_forwards_from_one_token_of_a_sync_to_the_next,
+    a_rooms_history_can_be_paged_forwards_from_its_beginning,
     a_waiting_sync_wakes_up_for_an_event,
     a_sync_without_news_returns_after_its_timeout,
     an_invite_shows_the_state_of_the_room_in_short,
@@ -102,6 +104,48 @@ async fn a_gap_can_be_paged_from_its_prev_batch_back_to_the_old_token(hs: &Targe
     let gap: Vec<&str> =
         page["chunk"].as_array().unwrap().iter().filter_map(|e| e["content"]["body"].as_str()).collect();
     assert_eq!(gap, ["4", "3", "2", "1", "0"]);
+}
+
+/// All pages of a room's messages, forwards, of so many events each.
+async fn forwards(user: &MatrixClient, room: &str, from: Option<&str>, to: &str) -> Vec<String> {
+    let (mut from, mut found) = (from.map(str::to_owned), Vec::new());
+    loop {
+        let mut query = vec![("dir", "f"), ("to", to), ("limit", "4"), ("filter", r#"{"types":["m.room.message"]}"#)];
+        query.extend(from.as_deref().map(|from| ("from", from)));
+        let page = user.call(reqwest::Method::GET, &["rooms", room, "messages"], &query, None).await.unwrap();
+        let events = page["chunk"].as_array().unwrap();
+        found.extend(events.iter().filter_map(|event| event["content"]["body"].as_str().map(str::to_owned)));
+        match page["end"].as_str() {
+            Some(next) if from.as_deref() != Some(next) => from = Some(next.to_owned()),
+            _ => return found,
+        }
+    }
+}
+
+async fn a_gap_can_be_paged_forwards_from_one_token_of_a_sync_to_the_next(hs: &Target) {
+    let user = hs.user().await;
+    let room = hs.room(&user, &[]).await;
+    user.say(&room, "old").await.unwrap();
+    let since = token(&user).await;
+    let texts: Vec<String> = (0..15).map(|n| n.to_string()).collect();
+    for text in &texts {
+        user.say(&room, text).await.unwrap();
+    }
+    let to = next(&user.sync(Some(&since), NO_WAIT, None).await.unwrap());
+    user.say(&room, "new").await.unwrap();
+    assert_eq!(forwards(&user, &room, Some(&since), &to).await, texts);
+}
+
+async fn a_rooms_history_can_be_paged_forwards_from_its_beginning(hs: &Target) {
+    let user = hs.user().await;
+    let room = hs.room(&user, &[]).await;
+    let texts: Vec<String> = (0..9).map(|n| n.to_string()).collect();
+    for text in &texts {
+        user.say(&room, text).await.unwrap();
+    }
+    let to = token(&user).await;
+    user.say(&room, "new").await.unwrap();
+    assert_eq!(forwards(&user, &room, None, &to).await, texts);
 }
 
 async fn a_waiting_sync_wakes_up_for_an_event(hs: &Target) {
