@@ -26,6 +26,9 @@ const STRANGE_FOR: Duration = Duration::from_mins(1);
 /// How many such rooms are remembered.
 const MOST_STRANGE: u64 = 10_000;
 
+/// How many rooms are remembered of which something is applied: about 200 bytes each.
+const MOST_SEEN: u64 = 100_000;
+
 /// How often a tombstone is followed while the homeserver fails, before all other rooms have waited long enough.
 const MOST_TRIES: u32 = 5;
 
@@ -40,6 +43,8 @@ pub(super) struct Asker<'a> {
     rooms: &'a Rooms,
     invites: InvitePolicy,
     strange: Cache<RoomId, ()>,
+    /// Rooms of which something is applied.
+    seen: Cache<RoomId, ()>,
     /// How often the homeserver failed when a tombstone was followed.
     followed: Cache<RoomId, u32>,
 }
@@ -56,7 +61,8 @@ impl<'a> Asker<'a> {
     pub(super) fn new(pool: &'a PgPool, homeserver: &'a Homeserver, rooms: &'a Rooms, invites: InvitePolicy) -> Self {
         let strange = Cache::builder().max_capacity(MOST_STRANGE).time_to_live(STRANGE_FOR).build();
         let followed = Cache::builder().max_capacity(MOST_STRANGE).time_to_live(FOLLOWED_FOR).build();
-        Self { pool, homeserver, rooms, invites, strange, followed }
+        let seen = Cache::new(MOST_SEEN);
+        Self { pool, homeserver, rooms, invites, strange, seen, followed }
     }
 
     /// The conversation of a room. One that we have just made may not be written down yet, and somebody may speak in it
@@ -89,8 +95,17 @@ impl<'a> Asker<'a> {
 
     /// Whether nothing of a room was ever applied or sent: we have just come into it.
     pub(super) async fn is_new(&self, room: &Room) -> Result<bool, SyncError> {
-        let mut conn = self.pool.acquire().await?;
-        Ok(inbound::is_new_room(&mut conn, room.conversation_id, &room.room_id).await?)
+        if self.seen.contains_key(&room.room_id) {
+            return Ok(false);
+        }
+        let is_new = {
+            let mut conn = self.pool.acquire().await?;
+            inbound::is_new_room(&mut conn, room.conversation_id, &room.room_id).await?
+        };
+        if !is_new {
+            self.seen.insert(room.room_id.clone(), ()).await;
+        }
+        Ok(is_new)
     }
 
     /// Somebody invites the service account. Into a room of ours it comes back, and a room that replaced one of ours is

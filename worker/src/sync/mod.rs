@@ -236,9 +236,10 @@ impl Sync {
     ) -> Result<Taken, SyncError> {
         let mut events = Vec::with_capacity(rooms.len());
         for (room, timeline) in rooms {
-            if timeline.limited {
-                // A room that we have just come into is shown from before the token on: all that we may see of it is new.
-                let is_new = asker.is_new(&room).await?;
+            // Of a room that we have just come into, or that was nobody's until its predecessor's tombstone came, all that
+            // we may see is new.
+            let is_new = asker.is_new(&room).await?;
+            if timeline.limited || is_new {
                 let from = span.since.filter(|_| !is_new);
                 let gap = gaps::Gap { room: &room, from, to: span.next_batch };
                 gaps::fill(&self.homeserver, leadership, intake, asker, &gap).await?;
