@@ -14,6 +14,8 @@
 //!
 //! Every function here wants the conversation's [`Turn`]: lock conversations in the order of their ids.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -278,6 +280,33 @@ async fn apply_one(
             Ok(Applied::Unchanged)
         }
     }
+}
+
+/// Which of these events change nothing any more: they are applied, or evidence that is known, and nothing waits for them.
+/// That stays so, which is why no turn is needed to ask.
+pub async fn known_events(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    events: &[EventId],
+) -> Result<HashSet<EventId>, sqlx::Error> {
+    let events: Vec<String> = events.iter().map(|event_id| event_id.as_str().to_owned()).collect();
+    let known = sqlx::query_scalar!(
+        r#"
+        select e.event_id as "event_id!: EventId" from unnest($2::text[]) as e (event_id)
+        where (
+                exists (select 1 from sent_events s where s.conversation_id = $1 and s.event_id = e.event_id)
+                or exists (select 1 from received_events r where r.conversation_id = $1 and r.event_id = e.event_id)
+            ) and not exists (
+                select 1 from sync_parked p
+                where p.conversation_id = $1 and p.relates_to = e.event_id and p.cause = 'awaits_target'
+            )
+        "#,
+        conversation_id.as_uuid(),
+        &events,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(known.into_iter().collect())
 }
 
 /// Whether an event was applied, or waits, already.

@@ -477,3 +477,28 @@ async fn a_calls_signals_are_kept_in_order_and_nobody_rings_for_one_that_is_over
         sqlx::query_scalar("select kind from call_signals order by seq").fetch_all(&scene.database.pool).await.unwrap();
     assert_eq!(kinds, ["invite", "invite", "hangup"]);
 }
+
+#[tokio::test]
+async fn what_is_known_need_not_be_applied_again_unless_something_waits_for_it() {
+    let scene = Scene::new().await;
+    let (_, _, sent) = scene.delivered("ours").await;
+    let (said, unknown) = (scene.said("said", "theirs"), scene.said("unknown", "not here yet"));
+    scene.apply(&said).await;
+    let known = || async {
+        let mut conn = scene.database.pool.acquire().await.unwrap();
+        let events = [sent.clone(), said.event_id.clone(), unknown.event_id.clone()];
+        let known = inbound::known_events(&mut conn, scene.conversation_id, &events).await.unwrap();
+        events.into_iter().filter(|event_id| known.contains(event_id)).collect::<Vec<_>>()
+    };
+    assert_eq!(known().await, [sent.clone(), said.event_id.clone()]);
+    // As if it had come before the event that it is about was known.
+    sqlx::query(
+        "insert into sync_parked select $1, '$w', gen_random_uuid(), 'awaits_target', $2, '', null, '!r', 0, now()",
+    )
+    .bind(scene.conversation_id.as_uuid())
+    .bind(sent.as_str())
+    .execute(&scene.database.pool)
+    .await
+    .unwrap();
+    assert_eq!(known().await, [said.event_id.clone()]);
+}

@@ -90,8 +90,8 @@ impl Intake<'_> {
             if events.iter().any(|event| is_tombstone(event)) {
                 tombstones.push(room.clone());
             }
-            for json in events {
-                let Some(mut item) = item(&room.room_id, json) else { continue };
+            let read: Vec<Item> = events.into_iter().filter_map(|json| item(&room.room_id, json)).collect();
+            for mut item in self.unknown(room.conversation_id, read).await? {
                 if let Item::Event(event) = &mut item {
                     asker.look(room.conversation_id, event).await?;
                     taken.lag = age_of(event);
@@ -123,6 +123,33 @@ impl Intake<'_> {
             self.apply(leadership, &[], next_batch).await?;
         }
         Ok(taken)
+    }
+
+    /// Leaves out what is known already, most echoes among it: a conversation need not be locked for them.
+    async fn unknown(&self, conversation_id: ConversationId, items: Vec<Item>) -> Result<Vec<Item>, SyncError> {
+        let ids: Vec<EventId> = items
+            .iter()
+            .filter_map(|item| match item {
+                Item::Event(event) => Some(event.event_id.clone()),
+                Item::Poison { .. } => None,
+            })
+            .collect();
+        if ids.is_empty() {
+            return Ok(items);
+        }
+        let known = {
+            let mut conn = self.pool.acquire().await?;
+            inbound::known_events(&mut conn, conversation_id, &ids).await?
+        };
+        let is_new = |item: &Item| match item {
+            Item::Event(event) if known.contains(&event.event_id) => {
+                let ours = event.sender == *self.homeserver.service_user();
+                count(if ours { Applied::Echo(false) } else { Applied::Duplicate });
+                false
+            }
+            _ => true,
+        };
+        Ok(items.into_iter().filter(is_new).collect())
     }
 
     /// Applies events in one transaction. If that fails by one of them, once more, each on its own feet.

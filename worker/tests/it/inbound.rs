@@ -341,7 +341,7 @@ async fn five_hundred_events_while_we_were_away_are_all_there_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sync_that_panics_begins_again_and_nothing_else_notices() {
+async fn syncs_that_fail_are_repeated_and_deliveries_go_on_meanwhile() {
     let fake = FakeHomeserver::start().await;
     let room = Listening::new(&Home::of(&fake).await).await;
     fake.on(Kind::Sync).fail(500).times(3);
@@ -350,6 +350,32 @@ async fn a_sync_that_panics_begins_again_and_nothing_else_notices() {
     let sent = id(&room.scene.ada.post(&room.conversation, "meanwhile").await.expect(201));
     room.scene.ada.delivered(&sent).await;
     eventually("it has come", || async { (room.messages().await.len() == 2).then_some(()) }).await;
+    assert!(metric(&room.worker, "matrix_sync_failures_total").await > 4.5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_that_panics_begins_again_and_nothing_else_notices() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let scene = Scene::new(&home).await;
+    let grace = home.member(&scene.grace).await;
+    let (conversation, room) = {
+        let _worker = scene.worker().await;
+        let begun = scene.begun().await;
+        grace.join(&begun.1).await.unwrap();
+        begun
+    };
+    // Once in the quick transaction, once in the careful one.
+    let panics = [("MATRIX_SYNC_ENABLED", "true"), ("FAILPOINTS", "event_applies=2*panic")];
+    let worker = scene.worker_with(&panics).await;
+    grace.say(&room, "after the panic").await.unwrap();
+    let sent = id(&scene.ada.post(&conversation, "meanwhile").await.expect(201));
+    scene.ada.delivered(&sent).await;
+    eventually("it has come", || async {
+        (scene.database.count("select count(*) from messages where origin = 'matrix'").await == 1).then_some(())
+    })
+    .await;
+    assert!((metric(&worker, "matrix_sync_crashes_total").await - 1.0).abs() < 0.1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
