@@ -500,5 +500,5 @@ async fn what_is_known_need_not_be_applied_again_unless_something_waits_for_it()
     .execute(&scene.database.pool)
     .await
     .unwrap();
-    assert_eq!(known().await, [said.event_id.clone()]);
+    assert_eq!(known().await, std::slice::from_ref(&said.event_id));
 }
