@@ -15,7 +15,7 @@ pub async fn forget(pool: &PgPool, older_than: Duration, limit: i64) -> Result<u
     let floor = sqlx::query!(
         r#"
         select xid >= pg_snapshot_xmax(pg_current_snapshot()) as "ahead!" from event_log_floor
-        for update skip locked
+        for no key update skip locked
         "#,
     )
     .fetch_optional(&mut *tx)
