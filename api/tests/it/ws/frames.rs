@@ -86,17 +86,22 @@ async fn only_members_hear_and_who_is_removed_hears_of_that_and_of_nothing_later
     let (mut of_ada, mut of_grace) = (scene.ada.listen(None).await, scene.grace.listen(None).await);
     let mut of_stranger = stranger.listen(None).await;
     scene.post("for both").await;
+    // Before she is removed: afterwards it would not be shown to her any more.
+    let first = frames(&mut of_grace, 1).await;
+    assert_eq!(types(&first), ["MessageNew"]);
     let member = format!("/conversations/{}/members/{}", scene.conversation, scene.grace.user_id);
     scene.ada.call("DELETE", &member, None).await.expect(204);
     scene.post("for Ada alone").await;
     assert_eq!(types(&frames(&mut of_ada, 3).await), ["MessageNew", "MemberRemoved", "MessageNew"]);
-    let heard = all_for_now(&mut of_grace).await;
-    assert_eq!(types(&heard), ["MessageNew", "MemberRemoved"]);
-    assert_eq!(heard[1]["user_id"], json!(scene.grace.user_id));
+    let heard = frames(&mut of_grace, 1).await;
+    assert_eq!(types(&heard), ["MemberRemoved"]);
+    assert_eq!(types(&all_for_now(&mut of_grace).await), [""; 0]);
+    assert_eq!(heard[0]["user_id"], json!(scene.grace.user_id));
     assert_eq!(types(&all_for_now(&mut of_stranger).await), [""; 0]);
     // Nor does she when she comes back for it.
-    let mut again = scene.grace.listen(Some(heard[0]["cursor"].as_str().unwrap())).await;
-    assert_eq!(types(&all_for_now(&mut again).await), ["MemberRemoved"]);
+    let mut again = scene.grace.listen(Some(first[0]["cursor"].as_str().unwrap())).await;
+    assert_eq!(types(&frames(&mut again, 1).await), ["MemberRemoved"]);
+    assert_eq!(types(&all_for_now(&mut again).await), [""; 0]);
 
     // Who comes hears of it, and of what is said from then on.
     scene.ada.call("PUT", &member, None).await.expect(200);
