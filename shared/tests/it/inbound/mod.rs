@@ -3,12 +3,15 @@
 use shared::{
     chat::{self, Content, MessageKind, NewMessage},
     ids::{ConversationId, EventId, LaneId, MatrixUserId, MessageId, OutboxId, RoomId, UserId},
-    inbound::{self, Applied, Asked, CallSignal, Inbox, Incoming, Membership, SignalKind, What},
+    inbound::{self, Applied, CallSignal, Inbox, Incoming, SignalKind, What},
     outbox::{self, Evidence, Kind, Operation},
     seal::KeyRing,
     testing::{database::TestDatabase, nova::CONTENT_KEYS},
 };
 use sqlx::Row as _;
+
+mod people;
+mod threads;
 
 const SERVER: &str = "nova.test";
 
@@ -79,16 +82,6 @@ impl Scene {
             mentioned: Vec::new(),
         };
         self.event(id, 1000, what)
-    }
-
-    /// A message that answers an event, is in the thread that an event begins, or both.
-    fn related(&self, id: &str, answers: Option<&Incoming>, begins: Option<&Incoming>) -> Incoming {
-        let mut event = self.said(id, id);
-        if let What::Message { reply_to, thread_of, .. } = &mut event.what {
-            *reply_to = answers.map(|event| event.event_id.clone());
-            *thread_of = begins.map(|event| event.event_id.clone());
-        }
-        event
     }
 
     fn edited(&self, id: &str, sent_at_ms: i64, of: &Incoming, text: &str) -> Incoming {
@@ -303,6 +296,17 @@ async fn edits_that_are_redacted_do_not_count_when_a_newer_one_is_redacted_too()
 }
 
 #[tokio::test]
+async fn an_edit_from_another_room_than_its_messages_changes_nothing_in_either_order() {
+    let events = |scene: &Scene| {
+        let message = scene.said("message", "first");
+        let elsewhere = RoomId::from(format!("!before-{}", scene.conversation_id));
+        let edit = Incoming { room_id: elsewhere, ..scene.edited("edit", 2000, &message, "second") };
+        vec![message, edit]
+    };
+    in_every_order(events, &says("first", 1)).await;
+}
+
+#[tokio::test]
 async fn what_waits_and_cannot_be_opened_keeps_nothing_from_being_applied() {
     let mut scene = Scene::new().await;
     let message = scene.said("message", "first");
@@ -348,95 +352,6 @@ async fn what_edits_an_edit_or_is_by_another_sender_or_relates_to_nonsense_is_re
     let odd = Incoming { sender: "@nova-nobody:nova.test".parse().unwrap(), ..scene.said("odd", "who") };
     assert_eq!(scene.apply(&odd).await, Applied::Refused("user_format"));
     assert_eq!(scene.state().await, Some(says("second", 2)));
-}
-
-/// What each message answers, and which begins its thread, by the ids that the test gave their events.
-async fn relations(scene: &Scene) -> Vec<(String, Option<String>, Option<String>)> {
-    let messages = scene.messages().await;
-    let name = |message: &chat::Message| {
-        let event_id = message.event_id.as_ref().unwrap().as_str().trim_start_matches('$');
-        event_id.strip_suffix(&format!("-{}", scene.conversation_id)).unwrap().to_owned()
-    };
-    let named = |id: Option<MessageId>| id.and_then(|id| messages.iter().find(|m| m.message_id == id)).map(name);
-    let mut all: Vec<_> = messages.iter().map(|m| (name(m), named(m.reply_to), named(m.thread_of))).collect();
-    all.sort();
-    all
-}
-
-#[tokio::test]
-async fn a_thread_and_the_answers_in_it_end_the_same_in_every_order_and_clients_are_told() {
-    let mut scene = Scene::new().await;
-    let some = |name: &str| Some(name.to_owned());
-    let expected = [
-        ("answer".to_owned(), some("threaded"), some("root")),
-        // Matrix has no threads within threads.
-        ("nested".to_owned(), None, some("root")),
-        ("root".to_owned(), None, None),
-        ("threaded".to_owned(), None, some("root")),
-    ];
-    for order in orders(4) {
-        let root = scene.said("root", "root");
-        let threaded = scene.related("threaded", None, Some(&root));
-        let answer = scene.related("answer", Some(&threaded), Some(&root));
-        let nested = scene.related("nested", None, Some(&threaded));
-        let all = [root, threaded, answer, nested];
-        for &n in &order {
-            let before = relations(&scene).await;
-            let told = scene.count("events").await;
-            scene.apply(&all[n]).await;
-            let after = relations(&scene).await;
-            let changed = before.iter().filter(|message| !after.contains(message)).count();
-            let told = scene.count("events").await - told;
-            assert!(told > i64::try_from(changed).unwrap(), "not all changes were told, in the order {order:?}");
-        }
-        assert_eq!(relations(&scene).await, expected, "in the order {order:?}");
-        for &n in &order {
-            assert_eq!(scene.apply(&all[n]).await, Applied::Duplicate);
-        }
-        assert_eq!(relations(&scene).await, expected, "after a repetition, in the order {order:?}");
-        scene.another().await;
-    }
-}
-
-#[tokio::test]
-async fn an_answer_to_an_edit_answers_its_message_in_every_order() {
-    let mut scene = Scene::new().await;
-    for order in orders(4) {
-        let message = scene.said("message", "question");
-        let edit = scene.edited("edit", 2000, &message, "better question");
-        let answer = scene.related("answer", Some(&edit), None);
-        // An edit begins no thread.
-        let threaded = scene.related("threaded", None, Some(&edit));
-        let all = [message, edit, answer, threaded];
-        for &n in &order {
-            scene.apply(&all[n]).await;
-        }
-        let expected = [
-            ("answer".to_owned(), Some("message".to_owned()), None),
-            ("message".to_owned(), None, None),
-            ("threaded".to_owned(), None, None),
-        ];
-        assert_eq!(relations(&scene).await, expected, "in the order {order:?}");
-        scene.another().await;
-    }
-}
-
-#[tokio::test]
-async fn no_message_is_joined_to_itself() {
-    let scene = Scene::new().await;
-    let (mut own, mut one) = (scene.said("own", "own"), scene.said("one", "one"));
-    own = scene.related("own", Some(&own), Some(&own));
-    let other = scene.related("other", None, Some(&one));
-    one = scene.related("one", None, Some(&other));
-    for event in [&own, &one, &other] {
-        scene.apply(event).await;
-    }
-    let expected = [
-        ("one".to_owned(), None, None),
-        ("other".to_owned(), None, Some("one".to_owned())),
-        ("own".to_owned(), None, None),
-    ];
-    assert_eq!(relations(&scene).await, expected);
 }
 
 #[tokio::test]
@@ -493,36 +408,6 @@ async fn what_a_rooms_ruler_redacts_of_ours_is_deleted_and_only_its_edits_are_re
     assert_eq!(scene.waiting().await, [("redact".to_owned(), Some(edit.as_uuid()))]);
     assert_ne!(send, edit);
     assert_eq!(scene.apply(&redaction).await, Applied::Duplicate);
-}
-
-#[tokio::test]
-async fn a_membership_that_ours_outdates_changes_nothing() {
-    let scene = Scene::new().await;
-    let left = |id: &str, now: Option<Asked>| {
-        let what = What::Member {
-            user: MatrixUserId::of(scene.grace, SERVER),
-            membership: Membership::Leave,
-            display_name: None,
-            now,
-        };
-        scene.event(id, 1000, what)
-    };
-    let is_member = || async {
-        let mut conn = scene.database.pool.acquire().await.unwrap();
-        chat::is_member(&mut conn, scene.conversation_id, scene.grace).await.unwrap()
-    };
-    // The room was not asked; or it says that she is in by now.
-    assert_eq!(scene.apply(&left("unasked", None)).await, Applied::Unchanged);
-    let in_it = Asked { membership: Some(Membership::Join), seq: i64::MAX };
-    assert_eq!(scene.apply(&left("old", Some(in_it))).await, Applied::Unchanged);
-    // She was added after the room was asked.
-    let before = Asked { membership: Some(Membership::Leave), seq: 0 };
-    assert_eq!(scene.apply(&left("outdated", Some(before))).await, Applied::Unchanged);
-    assert!(is_member().await);
-    let out = Asked { membership: Some(Membership::Leave), seq: i64::MAX };
-    assert_eq!(scene.apply(&left("left", Some(out))).await, Applied::Changed);
-    assert!(!is_member().await);
-    assert_eq!(scene.waiting().await, [], "nothing of it goes out");
 }
 
 #[tokio::test]
