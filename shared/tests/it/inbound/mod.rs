@@ -374,6 +374,14 @@ async fn an_echo_settles_by_its_marker_or_by_its_transaction_id_and_only_once() 
 }
 
 #[tokio::test]
+async fn an_echo_without_its_content_is_known_by_its_event() {
+    let scene = Scene::new().await;
+    let (_, _, event_id) = scene.delivered("words").await;
+    // Somebody has redacted it, and we ask with another device than the one that sent it.
+    assert_eq!(scene.apply(&scene.echo(&event_id, None, None)).await, Applied::Echo(false));
+}
+
+#[tokio::test]
 async fn what_our_account_sent_for_no_operation_is_never_stored_and_a_marker_of_somebody_else_means_nothing() {
     let scene = Scene::new().await;
     let (_, outbox_id) = scene.posted("words").await;
