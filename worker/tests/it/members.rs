@@ -247,13 +247,15 @@ async fn a_rate_limit_of_an_invitation_is_waited_for_in_its_lane_only() {
     let alan = NovaUser::new(&scene.api);
     let (conversation, room) = scene.begun().await;
     let (other, _) = scene.begun().await;
-    let limited = fake.on_invite().fail(429).retry_after(Duration::from_secs(2)).once();
+    let limited = fake.on_invite().fail(429).retry_after(Duration::from_mins(1)).once();
     assert_eq!(change(&scene, "PUT", &conversation, &alan).await, 200);
     let behind = id(&alan.post(&conversation, "behind").await.expect(201));
     limited.arrived().await;
     let elsewhere = id(&scene.ada.post(&other, "elsewhere").await.expect(201));
     scene.ada.delivered(&elsewhere).await;
     assert_eq!(shape(&fake.timeline(&room)), ["begun"]);
+    scene.attempted("refused", 1).await;
+    scene.database.advance(Duration::from_mins(1)).await;
     scene.ada.delivered(&behind).await;
     assert_eq!(stays(&fake.timeline(&room), &alan, &home.address.server_name), ["invite"]);
     assert_eq!(scene.database.count("select coalesce(sum(attempts), 0)::bigint from dead_letters").await, 0);
