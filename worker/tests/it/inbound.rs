@@ -297,6 +297,32 @@ async fn the_worker_that_reads_dies_and_another_takes_over_within_seconds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_worker_read_when_it_led_is_not_applied_once_another_leads() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    // It renews its lease so seldom that it does not find out by that.
+    let room = Listening::with(&home, &[("MATRIX_SYNC_LEASE", "10m")]).await;
+    room.caught_up("one").await;
+    let lead = async |change: &'static str| {
+        let token = format!("update sync_state set {change} returning next_batch");
+        let token: String =
+            sqlx::query_scalar(sqlx::AssertSqlSafe(token)).fetch_one(&room.scene.database.pool).await.unwrap();
+        token
+    };
+    let token = lead("epoch = epoch + 1, owner = gen_random_uuid()").await;
+    room.say("two").await;
+    eventually("it finds out", || async {
+        room.worker.log().iter().any(|line| line.contains("another worker leads the sync by now")).then_some(())
+    })
+    .await;
+    room.says(&["one"]).await;
+    assert_eq!(lead("owner = null, leased_until = null").await, token);
+    room.worker.signal(rustix::process::Signal::TERM);
+    let _next = room.scene.worker_with(&[("MATRIX_SYNC_ENABLED", "true")]).await;
+    room.says(&["one", "two"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn five_hundred_events_while_we_were_away_are_all_there_in_order() {
     let fake = FakeHomeserver::start().await;
     let home = Home::of(&fake).await;
@@ -344,12 +370,14 @@ async fn five_hundred_events_while_we_were_away_are_all_there_in_order() {
 async fn syncs_that_fail_are_repeated_and_deliveries_go_on_meanwhile() {
     let fake = FakeHomeserver::start().await;
     let room = Listening::new(&Home::of(&fake).await).await;
-    fake.on(Kind::Sync).fail(500).times(3);
+    let failing = fake.on(Kind::Sync).fail(500).times(3);
     fake.on(Kind::Sync).fail(502).html("<h1>Bad Gateway</h1>").times(2);
-    room.say("after the failures").await;
+    room.say("ends the sync that is under way").await;
+    failing.arrived().await;
+    room.say("during the failures").await;
     let sent = id(&room.scene.ada.post(&room.conversation, "meanwhile").await.expect(201));
     room.scene.ada.delivered(&sent).await;
-    eventually("it has come", || async { (room.messages().await.len() == 2).then_some(()) }).await;
+    eventually("it has come", || async { (room.messages().await.len() == 3).then_some(()) }).await;
     assert!(metric(&room.worker, "matrix_sync_failures_total").await > 4.5);
 }
 

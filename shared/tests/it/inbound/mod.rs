@@ -10,6 +10,7 @@ use shared::{
 };
 use sqlx::Row as _;
 
+mod leader;
 mod people;
 mod threads;
 
