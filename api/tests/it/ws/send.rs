@@ -144,7 +144,7 @@ async fn who_sends_without_a_pause_is_told_what_happens_all_the_same() {
     const AHEAD: usize = 50;
     let scene = Scene::new().await;
     let mut socket = scene.ada.listen(None).await;
-    // There is always a request that was not read yet.
+    // There is always a request that was not read yet; the news come between their answers.
     let (mut sent, mut answered) = (0, 0);
     let told = async {
         loop {
@@ -159,6 +159,6 @@ async fn who_sends_without_a_pause_is_told_what_happens_all_the_same() {
             }
         }
     };
-    let frame = tokio::time::timeout(PATIENCE, told).await.expect("news come between the answers");
+    let frame = tokio::time::timeout(PATIENCE, told).await.unwrap();
     assert_eq!((&frame["type"], &frame["message"]["plaintext"]), (&json!("MessageNew"), &json!("number 1")));
 }

@@ -362,7 +362,7 @@ async fn an_echo_whose_operation_is_settled_while_it_looks_is_known_as_ours() {
     let applied = tokio::spawn(async move {
         let mut turn = chat::lock_conversation(&mut tx, conversation_id).await.unwrap().unwrap();
         let service_user = SENDER.parse().unwrap();
-        let inbox = Inbox { keys: &keys, service_user: &service_user };
+        let inbox = Inbox { keys: &keys, service_user: &service_user, calls: true };
         let applied = inbound::apply(&mut tx, &mut turn, inbox, &echo).await.unwrap();
         tx.commit().await.unwrap();
         applied
