@@ -11,10 +11,15 @@ use url::Url;
 
 use crate::{ids::MatrixUserId, seal::KeyRing};
 
+mod calls;
 pub mod programs;
 mod sync;
 mod websocket;
 
+pub use calls::{
+    CallLimitArgs, CallLimits, IceArgs, IceConfig, MAX_RING, MatrixVoipConfig, TurnConfig, TurnCredentials, VoipArgs,
+    VoipVersion,
+};
 pub use sync::{InvitePolicy, SyncArgs, SyncConfig};
 pub use websocket::{WebSocketArgs, WebSocketConfig};
 
