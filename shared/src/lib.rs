@@ -5,6 +5,7 @@
 //! made of is in `testing`, behind the feature of that name.
 
 pub mod audit;
+pub mod call_limits;
 pub mod chat;
 pub mod config;
 pub mod database;
@@ -21,4 +22,5 @@ pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod token;
+pub mod turn;
 pub mod wake;

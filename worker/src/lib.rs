@@ -15,7 +15,7 @@ use apalis_core::{
 };
 use metrics_exporter_prometheus::PrometheusHandle;
 use shared::{
-    config::{DeliveryConfig, MatrixConfig, programs::WorkerSettings},
+    config::{DeliveryConfig, MatrixConfig, MatrixVoipConfig, programs::WorkerSettings},
     database::{self, Limits},
     ids::WorkerId,
     seal::KeyRing,
@@ -44,6 +44,7 @@ mod prepare;
 mod room;
 mod status;
 mod sync;
+mod turn;
 mod verdict;
 
 use backend::Batches;
@@ -99,7 +100,7 @@ impl Worker {
         tokio::spawn(stop.clone().run_until_cancelled_owned(gauges::run(self.pool.clone())));
         let ended = if let Some(matrix) = self.config.matrix {
             let (delivery, keys) = (self.config.delivery, self.config.content_keys);
-            deliver_until(self.pool.clone(), delivery, keys, &matrix, worker_id, stop).await
+            deliver_until(self.pool.clone(), delivery, keys, &matrix, self.config.voip, worker_id, stop).await
         } else {
             tracing::info!("Matrix is not enabled: nothing is claimed");
             stop.cancelled().await;
@@ -119,6 +120,7 @@ async fn deliver_until(
     config: DeliveryConfig,
     keys: KeyRing,
     matrix: &MatrixConfig,
+    voip: MatrixVoipConfig,
     worker_id: WorkerId,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -156,6 +158,10 @@ async fn deliver_until(
         };
         tokio::spawn(sync::run(sync, stop.clone()))
     });
+    if voip.turn_from_homeserver {
+        let refreshing = turn::run(pool.clone(), keys.clone(), homeserver.clone());
+        tokio::spawn(stop.clone().run_until_cancelled_owned(refreshing));
+    }
     let deliverer = Arc::new(Deliverer {
         keys,
         rooms,

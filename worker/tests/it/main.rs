@@ -24,3 +24,4 @@ mod synapse;
 mod takeover;
 mod thread;
 mod toggling;
+mod turn;
