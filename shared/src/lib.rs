@@ -6,6 +6,7 @@
 
 pub mod audit;
 pub mod call_limits;
+pub mod calls;
 pub mod chat;
 pub mod config;
 pub mod database;

@@ -5,9 +5,7 @@ use std::{fmt, time::Duration};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{Checked, given};
-
-/// The longest that a call may ring.
-pub const MAX_RING: Duration = Duration::from_mins(5);
+use crate::calls::MAX_RING;
 
 /// How much longer than the longest ring credentials have to be good, so that whoever answers at its end still connects.
 const SETUP: Duration = Duration::from_mins(5);

@@ -17,7 +17,7 @@ mod sync;
 mod websocket;
 
 pub use calls::{
-    CallLimitArgs, CallLimits, IceArgs, IceConfig, MAX_RING, MatrixVoipConfig, TurnConfig, TurnCredentials, VoipArgs,
+    CallLimitArgs, CallLimits, IceArgs, IceConfig, MatrixVoipConfig, TurnConfig, TurnCredentials, VoipArgs,
     VoipVersion,
 };
 pub use sync::{InvitePolicy, SyncArgs, SyncConfig};
@@ -121,6 +121,9 @@ pub struct MatrixArgs {
     /// How to read what happens there.
     #[command(flatten)]
     pub sync: SyncArgs,
+    /// Whether calls go there.
+    #[command(flatten)]
+    pub voip: VoipArgs,
 }
 
 /// How the API listens and wakes workers.
@@ -202,6 +205,8 @@ pub struct MatrixConfig {
     pub allow_token_without_device: bool,
     /// How to read what happens there.
     pub sync: SyncConfig,
+    /// Whether calls go there.
+    pub voip: MatrixVoipConfig,
 }
 
 /// How the worker claims and sends.
@@ -414,6 +419,7 @@ impl Checked {
         let allow =
             self.flag("MATRIX_ALLOW_TOKEN_WITHOUT_DEVICE", args.matrix_allow_token_without_device.as_ref(), false);
         let sync = self.sync(&args.sync);
+        let voip = self.voip(&args.voip, true);
         Some(MatrixConfig {
             homeserver_url: homeserver_url?,
             service_user: service_user?,
@@ -422,6 +428,7 @@ impl Checked {
             device_id,
             allow_token_without_device: allow?,
             sync: sync?,
+            voip: voip?,
         })
     }
 

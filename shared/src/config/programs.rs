@@ -108,8 +108,6 @@ pub struct WorkerCli {
     #[command(flatten)]
     matrix: MatrixArgs,
     #[command(flatten)]
-    voip: VoipArgs,
-    #[command(flatten)]
     log: LogArgs,
 }
 
@@ -124,8 +122,6 @@ pub struct WorkerSettings {
     pub content_keys: KeyRing,
     /// The homeserver; none when Matrix is not used, and nothing is claimed then.
     pub matrix: Option<MatrixConfig>,
-    /// Whether calls go to Matrix.
-    pub voip: MatrixVoipConfig,
     /// How it logs.
     pub log: LogFormat,
 }
@@ -142,14 +138,12 @@ impl WorkerCli {
             Some(true) => checked.matrix(&self.matrix).map(Some),
             _ => Some(None),
         };
-        let voip = checked.voip(&self.voip, matches!(matrix, Some(Some(_))));
         let settings = (|| {
             Some(WorkerSettings {
                 delivery: delivery?,
                 database: database?,
                 content_keys: content_keys?,
                 matrix: matrix?,
-                voip: voip?,
                 log: log?,
             })
         })();
