@@ -17,8 +17,7 @@ mod sync;
 mod websocket;
 
 pub use calls::{
-    CallLimitArgs, CallLimits, IceArgs, IceConfig, MatrixVoipConfig, TurnConfig, TurnCredentials, VoipArgs,
-    VoipVersion,
+    CallLimitArgs, CallLimits, IceArgs, IceConfig, MatrixVoipConfig, TurnConfig, TurnCredentials, VoipArgs, VoipVersion,
 };
 pub use sync::{InvitePolicy, SyncArgs, SyncConfig};
 pub use websocket::{WebSocketArgs, WebSocketConfig};
