@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use axum::{Router, extract::DefaultBodyLimit, http::StatusCode};
 use metrics_exporter_prometheus::PrometheusHandle;
 use shared::{
-    config::{WebSocketConfig, programs::ApiSettings},
+    config::{CallLimits, IceConfig, MatrixVoipConfig, WebSocketConfig, programs::ApiSettings},
     database::{self, Limits},
     seal::KeyRing,
     token::Tokens,
@@ -22,6 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_http::{catch_panic::CatchPanicLayer, timeout::TimeoutLayer};
 
 mod auth;
+mod calls;
 mod content;
 mod conversations;
 mod extract;
@@ -54,6 +55,9 @@ struct State {
     keys: KeyRing,
     tokens: Tokens,
     matrix_enabled: bool,
+    voip: MatrixVoipConfig,
+    ice: IceConfig,
+    call_limits: CallLimits,
     lane_limit: i32,
     /// Wakes workers.
     wake: Wake,
@@ -114,6 +118,9 @@ impl App {
             keys: config.content_keys,
             tokens: Tokens::new(&config.jwt_secret),
             matrix_enabled: config.matrix_enabled,
+            voip: config.voip,
+            ice: config.ice,
+            call_limits: config.call_limits,
             lane_limit: config.api.lane_limit,
             wake,
             tell,
@@ -144,6 +151,7 @@ impl App {
             .merge(conversations::routes())
             .merge(messages::routes())
             .merge(reactions::routes())
+            .merge(calls::routes())
             .merge(ws::routes())
             .merge(health::routes())
             .fallback(problem::no_such_route)

@@ -44,6 +44,7 @@ mod prepare;
 mod room;
 mod status;
 mod sync;
+mod turn;
 mod verdict;
 
 use backend::Batches;
@@ -175,6 +176,10 @@ async fn deliver_until(
         };
         tokio::spawn(sync::run(sync, stop.clone()))
     });
+    if matrix.voip.turn_from_homeserver {
+        let refreshing = turn::run(pool.clone(), keys.clone(), homeserver.clone());
+        tokio::spawn(stop.clone().run_until_cancelled_owned(refreshing));
+    }
     let deliverer = Arc::new(Deliverer {
         keys,
         rooms,

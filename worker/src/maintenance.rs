@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use shared::{calls, database, events, idempotency, inbound, outbox};
+use shared::{call_limits, calls, database, events, idempotency, inbound, outbox};
 use sqlx::PgPool;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -73,6 +73,7 @@ async fn forget(pool: &PgPool, older_than: Duration) -> Result<(), sqlx::Error> 
 async fn tidy(pool: &PgPool) -> Result<(), sqlx::Error> {
     database::add_attempt_partitions(pool).await?;
     while idempotency::forget(pool, BATCH).await? == u64::try_from(BATCH).unwrap_or(0) {}
+    while call_limits::forget(pool, BATCH).await? == u64::try_from(BATCH).unwrap_or(0) {}
     let mut conn = pool.acquire().await?;
     while inbound::forget_parked(&mut conn, PARKED_FOR_DAYS, BATCH).await? == u64::try_from(BATCH).unwrap_or(0) {}
     Ok(())

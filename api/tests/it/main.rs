@@ -3,6 +3,7 @@
 
 mod atomicity;
 mod bad_input;
+mod calls;
 mod compatibility;
 mod conversations;
 mod conversing;

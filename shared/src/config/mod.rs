@@ -11,10 +11,14 @@ use url::Url;
 
 use crate::{ids::MatrixUserId, seal::KeyRing};
 
+mod calls;
 pub mod programs;
 mod sync;
 mod websocket;
 
+pub use calls::{
+    CallLimitArgs, CallLimits, IceArgs, IceConfig, MatrixVoipConfig, TurnConfig, TurnCredentials, VoipArgs, VoipVersion,
+};
 pub use sync::{InvitePolicy, SyncArgs, SyncConfig};
 pub use websocket::{WebSocketArgs, WebSocketConfig};
 
@@ -116,6 +120,9 @@ pub struct MatrixArgs {
     /// How to read what happens there.
     #[command(flatten)]
     pub sync: SyncArgs,
+    /// Whether calls go there.
+    #[command(flatten)]
+    pub voip: VoipArgs,
 }
 
 /// How the API listens and wakes workers.
@@ -197,6 +204,8 @@ pub struct MatrixConfig {
     pub allow_token_without_device: bool,
     /// How to read what happens there.
     pub sync: SyncConfig,
+    /// Whether calls go there.
+    pub voip: MatrixVoipConfig,
 }
 
 /// How the worker claims and sends.
@@ -409,6 +418,7 @@ impl Checked {
         let allow =
             self.flag("MATRIX_ALLOW_TOKEN_WITHOUT_DEVICE", args.matrix_allow_token_without_device.as_ref(), false);
         let sync = self.sync(&args.sync);
+        let voip = self.voip(&args.voip, true);
         Some(MatrixConfig {
             homeserver_url: homeserver_url?,
             service_user: service_user?,
@@ -417,6 +427,7 @@ impl Checked {
             device_id,
             allow_token_without_device: allow?,
             sync: sync?,
+            voip: voip?,
         })
     }
 
