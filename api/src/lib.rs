@@ -31,9 +31,11 @@ mod messages;
 mod preferences;
 mod problem;
 mod reactions;
+mod request_limits;
 mod transaction;
 mod ws;
 
+use request_limits::RequestLimits;
 use ws::hub::Hub;
 
 /// A request that takes longer is told to come back: its connection may hang on a database that will not answer.
@@ -58,6 +60,7 @@ struct State {
     voip: MatrixVoipConfig,
     ice: IceConfig,
     call_limits: CallLimits,
+    request_limits: RequestLimits,
     lane_limit: i32,
     /// Wakes workers.
     wake: Wake,
@@ -121,6 +124,7 @@ impl App {
             voip: config.voip,
             ice: config.ice,
             call_limits: config.call_limits,
+            request_limits: RequestLimits::new(config.api.requests_per_second),
             lane_limit: config.api.lane_limit,
             wake,
             tell,
@@ -157,6 +161,7 @@ impl App {
             .fallback(problem::no_such_route)
             .method_not_allowed_fallback(problem::method_not_allowed)
             .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+            .layer(axum::middleware::from_fn_with_state(Arc::clone(&self.state), request_limits::limit))
             // The last is outermost: a panic and a timeout become problems, and whatever came of it is counted.
             .layer(CatchPanicLayer::custom(problem::panicked))
             .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, REQUEST_TIMEOUT))

@@ -38,6 +38,7 @@ async fn perform(
     let id = id
         .ok_or_else(|| ApiError::invalid("request_id", format!("must be a text of 1 to {MAX_REQUEST_ID_LEN} bytes")))?;
     let request_id = request_id.insert(id).clone();
+    state.request_limits.count(user_id)?;
     let name = take(&mut fields, "type")?.unwrap_or_default();
     let key = take(&mut fields, "idempotency_key")?;
     if let Some(key) = &key {

@@ -9,4 +9,5 @@ mod conversations;
 mod conversing;
 mod idempotency;
 mod pages;
+mod request_limits;
 mod ws;

@@ -138,6 +138,10 @@ pub struct ApiArgs {
     /// Live operations of one conversation past which new messages are refused with 429 [default: 10000]
     #[arg(long, env = "OUTBOX_LANE_LIMIT", value_name = "N")]
     pub outbox_lane_limit: Option<String>,
+    /// Requests that one user may make of this process in a second, ten seconds' worth of them at once; 0 for no limit
+    /// [default: 0]
+    #[arg(long, env = "API_REQUESTS_PER_SECOND", value_name = "N")]
+    pub api_requests_per_second: Option<String>,
 }
 
 /// How the worker claims and sends.
@@ -244,6 +248,8 @@ pub struct ApiConfig {
     pub notify: bool,
     /// Live operations of one conversation past which new messages are refused.
     pub lane_limit: i32,
+    /// Requests that one user may make of this process in a second; none for as many as they like.
+    pub requests_per_second: Option<u32>,
 }
 
 /// Checks options one by one and keeps every problem, so that all are reported at once.
@@ -436,7 +442,13 @@ impl Checked {
         let listen = self.address("API_LISTEN", args.api_listen.as_ref(), SocketAddr::from(([127, 0, 0, 1], 8080)));
         let notify = self.flag("OUTBOX_NOTIFY", args.outbox_notify.as_ref(), true);
         let lane_limit = self.number("OUTBOX_LANE_LIMIT", args.outbox_lane_limit.as_ref(), 10_000, 1, 1_000_000);
-        Some(ApiConfig { listen: listen?, notify: notify?, lane_limit: i32::try_from(lane_limit?).ok()? })
+        let requests = self.number("API_REQUESTS_PER_SECOND", args.api_requests_per_second.as_ref(), 0, 0, 1_000_000);
+        Some(ApiConfig {
+            listen: listen?,
+            notify: notify?,
+            lane_limit: i32::try_from(lane_limit?).ok()?,
+            requests_per_second: requests.map(|requests| (requests > 0).then_some(requests))?,
+        })
     }
 
     /// Checks how the worker claims and sends, and that its times fit each other.

@@ -11,9 +11,9 @@ use shared::{
 const LIMITS: CallLimits = CallLimits { by_one: Some(3), to_one: Some(4) };
 
 /// Counts a call in a transaction of its own; when refused, whose calls were too many and for how long.
-async fn place(database: &TestDatabase, caller: UserId, callee: Callee) -> Result<(), (Role, Duration)> {
+async fn place(database: &TestDatabase, user_id: UserId, callee: Callee) -> Result<(), (Role, Duration)> {
     let mut tx = database.pool.begin().await.unwrap();
-    match call_limits::count(&mut tx, LIMITS, caller, callee).await {
+    match call_limits::count(&mut tx, LIMITS, user_id, callee).await {
         Ok(()) => {
             tx.commit().await.unwrap();
             Ok(())
