@@ -42,6 +42,7 @@ mod maintenance;
 mod members;
 mod prepare;
 mod room;
+mod signalling;
 mod status;
 mod sync;
 mod turn;
@@ -170,6 +171,7 @@ async fn deliver_until(
             homeserver: homeserver.clone(),
             rooms: Arc::clone(&rooms),
             config: matrix.sync.clone(),
+            calls: matrix.voip.enabled,
             worker_id,
             tell: tell.clone(),
             look: Arc::clone(&look),

@@ -43,7 +43,13 @@ pub(crate) async fn run(pool: PgPool, events_retention: Duration, signals: Signa
             Err(error) => tracing::warn!(%error, "calls that nobody answered are not ended; trying again"),
         }
         match outbox::expire(&pool, BATCH).await {
-            Ok(expired) => metrics::counter!("outbox_expired_total").increment(expired),
+            Ok(expired) => {
+                metrics::counter!("outbox_expired_total").increment(expired.operations);
+                metrics::counter!("matrix_voip_invite_failed_total", "reason" => "expired").increment(expired.invites);
+                if expired.operations > 0 {
+                    signals.tell.committed();
+                }
+            }
             Err(error) => tracing::warn!(%error, "expiry failed; trying again"),
         }
         if round.is_multiple_of(FORGET_EVERY)
