@@ -6,7 +6,7 @@ STACK := deploy/local/stack
 export SQLX_OFFLINE := true
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down build test bench drill lint deny fmt sqlx clean-local
+.PHONY: help demo up down build test calls bench drill lint deny fmt sqlx clean-local
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ build: ## build the programs: api, worker, outboxctl
 test: ## run every test, on a Postgres and a Synapse of its own; TEST_ARGS go to cargo test
 	cargo test $(ALL) --no-run
 	$(STACK) test -- cargo test $(ALL) $(TEST_ARGS)
+
+calls: build ## let a real browser and a real Matrix client call each other; CALLS_ARGS: --only N
+	@$(STACK) calls $(CALLS_ARGS)
 
 bench: ## measure writes, drain, latency and claims beside their limits; BENCH_ARGS: --quick, --only drain
 	cargo build --release $(ALL) --bins
@@ -52,6 +55,6 @@ fmt: ## format the Rust code
 sqlx: ## renew .sqlx, the offline data of the queries, from the migrations
 	$(STACK) schema -- deploy/local/offline_data.py write
 
-clean-local: ## stop the local stack; delete its data and its Synapse
+clean-local: ## stop the local stack; delete its data, its Synapse and its Node modules
 	@$(STACK) clean
-	rm -rf .local
+	rm -rf .local deploy/local/calls/node_modules
