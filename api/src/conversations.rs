@@ -210,8 +210,8 @@ async fn remove(
     PairPath(id, user_id): PairPath<ConversationId, UserId>,
 ) -> Result<StatusCode, ApiError> {
     let mut tx = state.pool.begin().await?;
-    let turn = chat::take_turn(&mut tx, id, caller.user_id).await?;
-    match chat::remove_member(&mut tx, &turn, user_id).await? {
+    let mut turn = chat::take_turn(&mut tx, id, caller.user_id).await?;
+    match chat::remove_member(&mut tx, &mut turn, user_id).await? {
         Membership::Unchanged => return Err(ApiError::NotFound("member")),
         Membership::Changed(to_do) => {
             tx.commit().await?;

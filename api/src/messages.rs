@@ -351,6 +351,7 @@ async fn write(
             subject_id: message_id.as_uuid(),
             revision: Some(1),
             target_outbox_id: None,
+            not_before: None,
             expires_at: None,
             trace: None,
         };

@@ -83,6 +83,13 @@ impl From<ConversationId> for LaneId {
     }
 }
 
+impl From<CallId> for LaneId {
+    /// The lane of a call.
+    fn from(id: CallId) -> Self {
+        Self(id.0)
+    }
+}
+
 macro_rules! matrix_ids {
     ($($(#[$doc:meta])* $name:ident;)+) => {$(
         $(#[$doc])*

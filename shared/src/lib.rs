@@ -5,6 +5,7 @@
 //! made of is in `testing`, behind the feature of that name.
 
 pub mod audit;
+pub mod calls;
 pub mod chat;
 pub mod config;
 pub mod database;

@@ -4,13 +4,14 @@ use std::collections::HashMap;
 
 use ruma::{OwnedUserId, events::Mentions};
 use shared::{
+    calls::{CallError, SignalKind},
     chat::{self, Content},
     ids::{ConversationId, EventId, MatrixUserId, MessageId, OutboxId, RoomId, UserId},
-    outbox::{ClaimedOperation, Related},
+    outbox::{self, ClaimedOperation, Related},
     seal::{KeyRing, Place, SealError},
 };
 
-use crate::prepare::{self, Answers, Prepared, Reacting, Said};
+use crate::prepare::{self, Answers, Prepared, Reacting, Said, calls::Signalled};
 
 /// Why there is nothing to send.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +20,8 @@ pub(crate) enum ComposeError {
     Missing,
     #[error(transparent)]
     Seal(#[from] SealError),
+    #[error(transparent)]
+    Call(#[from] CallError),
     #[error("{0}")]
     Content(#[from] serde_json::Error),
 }
@@ -86,6 +89,37 @@ impl Composer<'_> {
             key: &chat::open_reaction_key(self.keys, self.conversation_id, reaction.reaction_id, sealed)?,
         };
         Ok(prepare::reaction(&reaction, to)?)
+    }
+
+    /// What was said in a call. `None` for an invite that is not worth sending any more.
+    pub(crate) fn call(
+        &self,
+        operation: &ClaimedOperation,
+        kind: SignalKind,
+    ) -> Result<Option<Prepared>, ComposeError> {
+        let call = operation.call.as_ref().ok_or(ComposeError::Missing)?;
+        let first = call.signals.first().ok_or(ComposeError::Missing)?;
+        let lifetime = match (kind, call.rings_for()) {
+            (SignalKind::Invite, None) => return Ok(None),
+            (_, left) => left.unwrap_or_default(),
+        };
+        let mut contents = Vec::with_capacity(call.signals.len());
+        for signal in &call.signals {
+            contents.extend(outbox::open_signal(self.keys, self.conversation_id, signal)?);
+        }
+        let invitee = call.invitee.clone().or_else(|| Some(MatrixUserId::of(call.invitee_id?, self.server)));
+        let signalled = Signalled {
+            outbox_id: operation.outbox_id,
+            call_id: &call.matrix_call_id,
+            kind,
+            party_id: first.party_id.as_deref().ok_or(ComposeError::Missing)?,
+            author_id: first.author_id,
+            contents,
+            detail: first.detail.as_deref(),
+            lifetime,
+            invitee,
+        };
+        Ok(Some(prepare::calls::event(&signalled)?))
     }
 
     fn place(&self, operation: &ClaimedOperation, revision: i32) -> Place {

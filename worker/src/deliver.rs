@@ -13,6 +13,7 @@ use std::{
 };
 
 use shared::{
+    calls::{Origin, SignalKind},
     failpoint::{Point, reach},
     ids::{ConversationId, EventId, MatrixUserId, OutboxId, RoomId, UserId},
     outbox::{Attempt, Blame, ClaimedOperation, Evidence, Kind, MaybeSent, Mode, Outcome},
@@ -236,6 +237,14 @@ impl Deliverer {
         let conversation_id = sending.conversation_id;
         let may_ask = sending.may_ask(self.http_timeout);
         let step = RoomStep { conversation_id, may_ask: &may_ask };
+        if operation.mode == Mode::Drop {
+            return Ok(Ended::untried(Outcome::Expired));
+        }
+        if let Kind::Call(kind) = operation.kind
+            && !is_heard(sending, operation, kind)
+        {
+            return Ok(Ended::untried(Outcome::NotThere));
+        }
         if operation.kind.is_state() {
             return self.change_membership_somewhere(sending, operation, &step).await;
         }
@@ -299,7 +308,7 @@ impl Deliverer {
                 // From here on it is ours: what is put now is closed, repeated and looked up as such.
                 sending.anew.store(true, Ordering::SeqCst);
             }
-            Mode::Put | Mode::Known(_) => {}
+            Mode::Put | Mode::Drop | Mode::Known(_) => {}
         }
         match operation.kind {
             Kind::Message => {
@@ -318,8 +327,30 @@ impl Deliverer {
                 Ok(Ended::well(delivered(event_id)))
             }
             Kind::Redact => self.redact(sending, operation, room_id, found).await,
+            Kind::Call(kind) => self.signal(sending, operation, kind, room_id).await,
             Kind::Invite | Kind::Remove => Err(Stop::Ours("a state operation is no send".to_owned())),
         }
+    }
+
+    /// Says something in a call. An invite is looked at once more just before it leaves: a phone never rings late.
+    async fn signal(
+        &self,
+        sending: &Sending,
+        operation: &ClaimedOperation,
+        kind: SignalKind,
+        room_id: &RoomId,
+    ) -> Result<Ended, Stop> {
+        let composer = self.composer(sending, operation).await?;
+        let Some(prepared) = composer.call(operation, kind)? else {
+            // One that may have left before rings perhaps: the next claim closes it, and its hangup follows.
+            let outcome = match operation.maybe_sent_at {
+                Some(_) => Outcome::Refused { retry_in: Duration::ZERO, blame: Blame::Nobody },
+                None => Outcome::Expired,
+            };
+            return Ok(Ended::untried(outcome));
+        };
+        let event_id = self.put(sending, room_id, operation.outbox_id, &prepared).await?;
+        Ok(Ended::well(Outcome::Delivered { event_id, room_id: room_id.clone() }))
     }
 
     /// Looks for the operation's own event in a room.
@@ -534,12 +565,19 @@ fn given_up_for(operation: &ClaimedOperation) -> Duration {
     operation.since_failure.map_or(age, |since| since.min(age))
 }
 
+/// Whether anybody may hear what an operation says in a call: the invite stands in the room, or may, or is what it says.
+fn is_heard(sending: &Sending, operation: &ClaimedOperation, kind: SignalKind) -> bool {
+    let Some(call) = &operation.call else { return true };
+    let invited = call.invite.is_some_and(|invite| sending.events.contains_key(&invite));
+    kind == SignalKind::Invite || call.origin == Origin::Matrix || call.invite_may_stand || invited
+}
+
 /// The room of the event that an operation relates to, once that event is known.
 fn related_room(operation: &ClaimedOperation) -> Option<&RoomId> {
     let event = match operation.kind {
         Kind::Edit | Kind::React => operation.original.as_ref(),
         Kind::Redact => operation.target.as_ref()?.event.as_ref(),
-        Kind::Message | Kind::Invite | Kind::Remove => None,
+        Kind::Message | Kind::Invite | Kind::Remove | Kind::Call(_) => None,
     };
     event.map(|(_, room_id)| room_id)
 }

@@ -92,14 +92,17 @@ impl Worker {
         tracing::info!(worker.id = %worker_id, listen = %self.address()?, "worker starts");
         let served = CancellationToken::new();
         let status = tokio::spawn(status::serve(self.listener, self.pool.clone(), self.metrics, served.clone()));
-        tokio::spawn(
-            stop.clone()
-                .run_until_cancelled_owned(maintenance::run(self.pool.clone(), self.config.delivery.events_retention)),
-        );
+        let signals = Signals::start(&self.pool, self.config.delivery.notify, &stop);
+        let retention = self.config.delivery.events_retention;
+        tokio::spawn(stop.clone().run_until_cancelled_owned(maintenance::run(
+            self.pool.clone(),
+            retention,
+            signals.clone(),
+        )));
         tokio::spawn(stop.clone().run_until_cancelled_owned(gauges::run(self.pool.clone())));
         let ended = if let Some(matrix) = self.config.matrix {
             let (delivery, keys) = (self.config.delivery, self.config.content_keys);
-            deliver_until(self.pool.clone(), delivery, keys, &matrix, worker_id, stop).await
+            deliver_until(self.pool.clone(), delivery, keys, &matrix, worker_id, signals, stop).await
         } else {
             tracing::info!("Matrix is not enabled: nothing is claimed");
             stop.cancelled().await;
@@ -114,12 +117,29 @@ impl Worker {
     }
 }
 
+/// Whom to tell what, within the process and beyond it.
+#[derive(Debug, Clone)]
+struct Signals {
+    /// There is something to claim.
+    look: Arc<Notify>,
+    /// Something was committed that clients are told of.
+    tell: Wake,
+}
+
+impl Signals {
+    fn start(pool: &PgPool, notify: bool, stop: &CancellationToken) -> Self {
+        let tell = if notify { Wake::start(Channel::Events, pool.clone(), stop.clone()) } else { Wake::silent() };
+        Self { look: Arc::new(Notify::new()), tell }
+    }
+}
+
 async fn deliver_until(
     pool: PgPool,
     config: DeliveryConfig,
     keys: KeyRing,
     matrix: &MatrixConfig,
     worker_id: WorkerId,
+    signals: Signals,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let breaker = Arc::new(Breaker::new(config.slots));
@@ -138,9 +158,8 @@ async fn deliver_until(
         "Matrix client initialized"
     );
     let asked = stop.clone();
-    let look = Arc::new(Notify::new());
+    let Signals { look, tell } = signals;
     WakeListener::start(Channel::Outbox, pool.clone(), Arc::clone(&look), stop.clone());
-    let tell = if config.notify { Wake::start(Channel::Events, pool.clone(), stop.clone()) } else { Wake::silent() };
     let pace = Arc::new(Pace::default());
     let rooms = Arc::new(Rooms::new(pool.clone(), homeserver.clone()));
     let syncing = matrix.sync.enabled.then(|| {

@@ -1,13 +1,15 @@
-//! Housekeeping: operations that expire, the old end of the event log, idempotency keys of yesterday, the partitions of
+//! Housekeeping: calls that nobody answers, operations that expire, the old end of the event log, idempotency keys of yesterday, the partitions of
 //! the attempts' history.
 //!
 //! Every worker does it; all of it may be done by several at once.
 
 use std::time::Duration;
 
-use shared::{database, events, idempotency, inbound, outbox};
+use shared::{calls, database, events, idempotency, inbound, outbox};
 use sqlx::PgPool;
 use tokio::time::{MissedTickBehavior, interval};
+
+use crate::Signals;
 
 /// How often to look for operations that expired.
 const EXPIRE_EVERY: Duration = Duration::from_secs(1);
@@ -25,12 +27,21 @@ const PARKED_FOR_DAYS: i32 = 30;
 const BATCH: i64 = 500;
 
 /// Runs for ever; a failure is logged and the next round tries again.
-pub(crate) async fn run(pool: PgPool, events_retention: Duration) {
+pub(crate) async fn run(pool: PgPool, events_retention: Duration, signals: Signals) {
     let mut tick = interval(EXPIRE_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut round = 0_u32;
     loop {
         tick.tick().await;
+        match calls::time_out(&pool, BATCH).await {
+            Ok(0) => {}
+            Ok(ended) => {
+                metrics::counter!("matrix_voip_calls_timed_out_total").increment(ended);
+                signals.tell.committed();
+                signals.look.notify_one();
+            }
+            Err(error) => tracing::warn!(%error, "calls that nobody answered are not ended; trying again"),
+        }
         match outbox::expire(&pool, BATCH).await {
             Ok(expired) => metrics::counter!("outbox_expired_total").increment(expired),
             Err(error) => tracing::warn!(%error, "expiry failed; trying again"),

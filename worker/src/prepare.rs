@@ -17,6 +17,8 @@ use shared::{
     ids::{EventId, MessageId, OutboxId, ReactionId, UserId},
 };
 
+pub(crate) mod calls;
+
 /// Type and content of an event, ready to be sent.
 #[derive(Debug)]
 pub(crate) struct Prepared {

@@ -3,8 +3,8 @@
 use serde::Serialize;
 use serde_json::Value;
 use shared::{
+    calls::{SignalKind, StoredSignal},
     ids::{CallId, EventId, UserId},
-    inbound::{SignalKind, StoredSignal},
 };
 
 /// A step of a call's signalling.

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use shared::{
+    calls::{self, CallError},
     chat,
     events::{Entry, EventKind},
     ids::{ConversationId, MessageId, ReactionId, SignalId, UserId},
-    inbound::{self, InboundError},
     seal::KeyRing,
 };
 use sqlx::PgConnection;
@@ -62,7 +62,7 @@ impl Wanted {
                     wanted.signals.insert(entry.subject_id.into());
                 }
                 Some(EventKind::ConversationNew) => wanted.conversation = true,
-                Some(EventKind::MemberAdded | EventKind::MemberRemoved) | None => {}
+                Some(EventKind::MemberAdded | EventKind::MemberRemoved | EventKind::CallUpdated) | None => {}
             }
         }
         all
@@ -74,7 +74,7 @@ impl Wanted {
 struct Rows {
     messages: HashMap<MessageId, chat::Message>,
     reactions: HashMap<ReactionId, chat::StoredReaction>,
-    signals: HashMap<SignalId, inbound::StoredSignal>,
+    signals: HashMap<SignalId, calls::StoredSignal>,
     conversations: HashMap<ConversationId, chat::Conversation>,
 }
 
@@ -101,8 +101,8 @@ impl Rows {
             self.messages.extend(messages.map(|message| (message.message_id, message)));
         }
         for signal_id in wanted.signals {
-            match inbound::signal(conn, keys, conversation_id, signal_id).await {
-                Err(InboundError::Database(error)) => return Err(error),
+            match calls::signal(conn, keys, conversation_id, signal_id).await {
+                Err(CallError::Database(error)) => return Err(error),
                 signal => {
                     self.signals.extend(readable(signal).flatten().map(|signal| (signal_id, signal)));
                 }
@@ -137,6 +137,7 @@ impl Rows {
             }
             EventKind::MemberAdded => Frame::MemberAdded { cursor, conversation_id, user_id: subject_id.into() },
             EventKind::MemberRemoved => Frame::MemberRemoved { cursor, conversation_id, user_id: subject_id.into() },
+            EventKind::CallUpdated => return None,
             EventKind::ReactionAdded => Frame::ReactionAdded(self.reaction(reader, entry)?),
             EventKind::ReactionRemoved => Frame::ReactionRemoved(self.reaction(reader, entry)?),
             EventKind::CallSignal => {

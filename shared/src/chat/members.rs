@@ -4,6 +4,7 @@ use sqlx::PgConnection;
 
 use super::{ChatError, Turn, is_member};
 use crate::{
+    calls,
     events::{self, EventKind},
     ids::{LaneId, OutboxId, UserId},
     outbox::{self, Kind, Operation},
@@ -28,10 +29,12 @@ pub async fn add_member(conn: &mut PgConnection, turn: &Turn, user_id: UserId) -
 }
 
 /// Removes a user. On Matrix they are removed from the room, if there is or may be one.
-pub async fn remove_member(conn: &mut PgConnection, turn: &Turn, user_id: UserId) -> Result<Membership, ChatError> {
-    if !end_stay(conn, turn, user_id).await? {
+pub async fn remove_member(conn: &mut PgConnection, turn: &mut Turn, user_id: UserId) -> Result<Membership, ChatError> {
+    if !is_member(conn, turn.conversation_id, user_id).await? {
         return Ok(Membership::Unchanged);
     }
+    calls::leave(conn, turn, user_id).await?;
+    end_stay(conn, turn, user_id).await?;
     Ok(Membership::Changed(enqueue_change(conn, turn, user_id, Kind::Remove).await?))
 }
 
@@ -48,9 +51,9 @@ pub(crate) async fn begin_stay(conn: &mut PgConnection, turn: &Turn, user_id: Us
     events::record(conn, turn.conversation_id, EventKind::MemberAdded, user_id.as_uuid()).await
 }
 
-/// A user belongs to the conversation up to the turn's place. False for one who does not belong to it.
-pub(crate) async fn end_stay(conn: &mut PgConnection, turn: &Turn, user_id: UserId) -> Result<bool, sqlx::Error> {
-    let removed = sqlx::query!(
+/// A user who belongs to the conversation does so up to the turn's place.
+pub(crate) async fn end_stay(conn: &mut PgConnection, turn: &Turn, user_id: UserId) -> Result<(), sqlx::Error> {
+    sqlx::query!(
         r#"
         update conversation_members set removed_seq = $3
         where conversation_id = $1 and user_id = $2 and removed_seq is null
@@ -60,13 +63,8 @@ pub(crate) async fn end_stay(conn: &mut PgConnection, turn: &Turn, user_id: User
         turn.seq,
     )
     .execute(&mut *conn)
-    .await?
-    .rows_affected();
-    if removed == 0 {
-        return Ok(false);
-    }
-    events::record(conn, turn.conversation_id, EventKind::MemberRemoved, user_id.as_uuid()).await?;
-    Ok(true)
+    .await?;
+    events::record(conn, turn.conversation_id, EventKind::MemberRemoved, user_id.as_uuid()).await
 }
 
 /// Enqueues a change of membership at the turn's place.
@@ -83,6 +81,7 @@ pub async fn enqueue_membership(
         subject_id: user_id.as_uuid(),
         revision: None,
         target_outbox_id: None,
+        not_before: None,
         expires_at: None,
         trace: None,
     };

@@ -48,12 +48,14 @@ pub enum EventKind {
     MemberAdded,
     /// Someone is no member any more. Subject: the user.
     MemberRemoved,
-    /// A call event came from Matrix. Subject: the call signal.
+    /// Something was said in a call, here or on Matrix. Subject: the call signal.
     CallSignal,
+    /// A call's status changed, or how far its invite has come. Subject: the call.
+    CallUpdated,
 }
 
 impl EventKind {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::MessageNew,
         Self::MessageEdited,
         Self::MessageDeleted,
@@ -64,6 +66,7 @@ impl EventKind {
         Self::MemberAdded,
         Self::MemberRemoved,
         Self::CallSignal,
+        Self::CallUpdated,
     ];
 
     /// As in the database.
@@ -79,6 +82,7 @@ impl EventKind {
             Self::MemberAdded => "member_added",
             Self::MemberRemoved => "member_removed",
             Self::CallSignal => "call_signal",
+            Self::CallUpdated => "call_updated",
         }
     }
 

@@ -4,6 +4,7 @@ use sqlx::PgConnection;
 
 use super::{Applied, Asked, InboundError, Inbox, Incoming, Membership, Record, people, refuse, remember};
 use crate::{
+    calls,
     chat::{self, Turn},
     ids::{ConversationId, MatrixUserId, UserId},
 };
@@ -44,7 +45,7 @@ pub(super) async fn member(
 
 async fn contact(
     conn: &mut PgConnection,
-    turn: &Turn,
+    turn: &mut Turn,
     contact_id: UserId,
     change: &Change<'_>,
 ) -> Result<bool, sqlx::Error> {
@@ -60,8 +61,11 @@ async fn contact(
         change.membership == Membership::Knock,
         change.display_name,
     )
-    .execute(conn)
+    .execute(&mut *conn)
     .await?;
+    if matches!(change.membership, Membership::Leave | Membership::Ban) {
+        calls::leave(conn, turn, contact_id).await?;
+    }
     Ok(true)
 }
 
@@ -85,6 +89,7 @@ async fn user_of_ours(
     }
     turn.advance(conn).await?;
     if is_member {
+        calls::leave(conn, turn, user_id).await?;
         chat::end_stay(conn, turn, user_id).await?;
     } else {
         chat::begin_stay(conn, turn, user_id).await?;

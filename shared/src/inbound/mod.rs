@@ -21,6 +21,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
+    calls::{CallError, CallSignal},
     chat::{ChatError, Content, MessageKind, Turn},
     ids::{ConversationId, EventId, MatrixUserId, OutboxId, RoomId, UserId},
     seal::{KeyRing, SealError},
@@ -36,7 +37,6 @@ mod people;
 mod redactions;
 mod targets;
 
-pub use calls::{CallSignal, SignalKind, StoredSignal, signal};
 pub use leader::{Leadership, lead};
 pub use members::change_under_way;
 pub use parked::{forget_parked, park_poison};
@@ -61,6 +61,17 @@ impl From<ChatError> for InboundError {
         match error {
             ChatError::Seal(error) => Self::Seal(error),
             ChatError::Database(error) => Self::Database(error),
+            // What members may do is not asked of what already happened.
+            other => Self::Database(sqlx::Error::Protocol(other.to_string())),
+        }
+    }
+}
+
+impl From<CallError> for InboundError {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Seal(error) => Self::Seal(error),
+            CallError::Database(error) => Self::Database(error),
             // What members may do is not asked of what already happened.
             other => Self::Database(sqlx::Error::Protocol(other.to_string())),
         }
@@ -210,6 +221,8 @@ pub struct Inbox<'a> {
     pub keys: &'a KeyRing,
     /// The account that we send as: what it sends is ours.
     pub service_user: &'a MatrixUserId,
+    /// Whether calls over Matrix are taken; what is said in them is passed over otherwise.
+    pub calls: bool,
 }
 
 impl Inbox<'_> {
@@ -265,6 +278,10 @@ async fn apply_one(
         What::Edit { .. } => messages::edit(conn, turn, inbox, event).await,
         What::Reaction { .. } => messages::reaction(conn, turn, inbox, event).await,
         What::Redaction { target } => redactions::redaction(conn, turn, inbox, event, target).await,
+        What::Call(_) if !inbox.calls => {
+            remember(conn, turn, event, &Record::void(None)).await?;
+            Ok(Applied::Unchanged)
+        }
         What::Call(call) => calls::call(conn, turn, inbox, event, call).await,
         What::Member { .. } if !people::is_present_room(conn, turn.conversation_id, &event.room_id).await? => {
             remember(conn, turn, event, &Record::void(None)).await?;

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
-    Kind, LaneClass, Previous, ReactionToSend, Related, pause,
+    CallToSend, Kind, LaneClass, Previous, ReactionToSend, Related, pause,
     related::{Relations, Wanted},
 };
 use crate::{
@@ -88,6 +88,8 @@ pub enum Mode {
         /// Look before closing.
         look_up: bool,
     },
+    /// It is not to be sent any more, and never was: it just goes.
+    Drop,
     /// It already stands in the room: nothing is sent.
     Known(EventId),
 }
@@ -101,7 +103,7 @@ pub struct ClaimedOperation {
     pub seq: i64,
     /// What it does.
     pub kind: Kind,
-    /// The message or the member.
+    /// The message, the member or the call.
     pub subject_id: Uuid,
     /// Which revision it carries.
     pub revision: Option<i32>,
@@ -147,6 +149,8 @@ pub struct ClaimedOperation {
     pub thread_of: Option<Related>,
     /// The reaction that is sent.
     pub reaction: Option<ReactionToSend>,
+    /// The call that it is about, and what it says there.
+    pub call: Option<CallToSend>,
     /// The operation that sent the message which this one edits or reacts to.
     pub original_outbox_id: Option<OutboxId>,
     /// The event which this one edits or reacts to, once known, and the room that has it.
@@ -440,12 +444,19 @@ async fn due_operations(
             and w.outbox_id = o.target_outbox_id
         left join matrix_room_mappings room on room.conversation_id = o.conversation_id
         where o.ready
+            -- Nobody who is to be removed first hears of a call.
+            and not ($5 and exists (
+                select 1 from outbox removal
+                where removal.conversation_id = o.conversation_id and removal.lane_id = o.conversation_id
+                    and removal.kind = 'remove' and removal.seq < o.seq
+            ))
         order by o.conversation_id, o.lane_id, o.seq
         "#,
         conversations,
         lanes,
         i64::from(request.operations),
         now,
+        request.class == LaneClass::Call,
     )
     .fetch_all(&mut *conn)
     .await?;
@@ -454,7 +465,7 @@ async fn due_operations(
     for row in &rows {
         row.relates(&mut wanted);
     }
-    let relations = wanted.read(conn).await?;
+    let relations = wanted.read(conn, now).await?;
     let mut batches = Batches::new();
     let mut cut_off = None;
     for row in rows {
@@ -487,6 +498,7 @@ impl DueRow {
             }
             Some(Kind::Edit) if self.rich == Some(true) => wanted.before(self.conversation_id, self.outbox_id),
             Some(Kind::React) => wanted.reaction(self.conversation_id, self.outbox_id),
+            Some(Kind::Call(_)) => wanted.call(self.conversation_id, self.outbox_id, self.subject_id.into()),
             _ => {}
         }
     }
@@ -508,14 +520,17 @@ impl DueRow {
         let foreign = self.maybe_sent_at.is_some() && is_foreign(&sender, &device);
         let old = foreign || self.maybe_sent_at.is_some_and(is_old);
         let reaction = relations.reaction(self.conversation_id, self.outbox_id);
+        let call = relations.call(self.conversation_id, self.outbox_id);
         // Words that are gone must not leave any more.
         let unwanted = match kind {
             Kind::Message | Kind::Edit => self.deleted,
             Kind::React => self.deleted || reaction.as_ref().is_none_or(|reaction| reaction.key.is_none()),
+            Kind::Call(kind) => call.as_ref().is_none_or(|call| !call.is_wanted(kind)),
             Kind::Redact | Kind::Invite | Kind::Remove => false,
         };
         let mode = match self.known_event_id {
             Some(event_id) => Mode::Known(event_id),
+            None if unwanted && matches!(kind, Kind::Call(_)) && self.maybe_sent_at.is_none() => Mode::Drop,
             None if unwanted => Mode::Close { look_up: old },
             None if old && !kind.is_state() => Mode::LookUp,
             None => Mode::Put,
@@ -564,6 +579,7 @@ impl DueRow {
             reply_to: relations.message(self.conversation_id, self.reply_to),
             thread_of: relations.message(self.conversation_id, self.thread_of),
             reaction,
+            call,
             original_outbox_id: self.original_outbox_id,
             original: self.original_event_id.zip(self.original_room_id),
             target,

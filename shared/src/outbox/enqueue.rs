@@ -25,6 +25,8 @@ pub struct Operation {
     pub revision: Option<i32>,
     /// For a redaction, the operation whose event goes.
     pub target_outbox_id: Option<OutboxId>,
+    /// When it is due; none for at once.
+    pub not_before: Option<OffsetDateTime>,
     /// When it is no longer worth sending.
     pub expires_at: Option<OffsetDateTime>,
     /// The trace context of the request.
@@ -41,13 +43,14 @@ pub async fn enqueue(conn: &mut PgConnection, turn: &Turn, operation: &Operation
         update lanes
         set open = open + 1,
             due_at = case when open > 0 then due_at
-                else outbox_lane_due($3::timestamptz, $3::timestamptz, hold, paused_until) end
+                else outbox_lane_due($4::timestamptz, $3::timestamptz, hold, paused_until) end
         where conversation_id = $1 and lane_id = $2
         returning open
         "#,
         turn.conversation_id.as_uuid(),
         operation.lane_id.as_uuid(),
         turn.at,
+        operation.not_before.unwrap_or(turn.at),
     )
     .fetch_one(&mut *conn)
     .await?;
@@ -55,7 +58,7 @@ pub async fn enqueue(conn: &mut PgConnection, turn: &Turn, operation: &Operation
         r#"
         insert into outbox (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, target_outbox_id,
             enqueued_at, due_at, expires_at, attempts, failures, trace)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9, $10, 0, 0, $11)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $12, $10, 0, 0, $11)
         "#,
         turn.conversation_id.as_uuid(),
         operation.lane_id.as_uuid(),
@@ -68,6 +71,7 @@ pub async fn enqueue(conn: &mut PgConnection, turn: &Turn, operation: &Operation
         turn.at,
         operation.expires_at,
         operation.trace,
+        operation.not_before.unwrap_or(turn.at),
     )
     .execute(&mut *conn)
     .await?;

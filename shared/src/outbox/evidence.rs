@@ -7,8 +7,9 @@ use sqlx::PgConnection;
 
 use super::{Kind, Operation, enqueue, leave_lane, lock_lane};
 use crate::{
+    calls::{self, CallError, SignalKind},
     chat::{self, Turn},
-    ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId, UserId},
+    ids::{CallId, ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId, UserId},
 };
 
 /// That an operation stands in a room.
@@ -69,6 +70,25 @@ pub(super) async fn record(
             )
             insert into events (conversation_id, kind, subject_id)
             select conversation_id, 'message_delivery', message_id from told
+            "#,
+            conversation_id.as_uuid(),
+            evidence.subject_id,
+            evidence.outbox_id.as_uuid(),
+            evidence.event_id.as_str(),
+        )
+        .execute(&mut *conn)
+        .await?;
+    }
+    if first && evidence.kind == Kind::Call(SignalKind::Invite) {
+        sqlx::query!(
+            r#"
+            with told as (
+                update calls set matrix_invite_event_id = $4
+                where conversation_id = $1 and call_id = $2 and send_outbox_id = $3 and matrix_invite_event_id is null
+                returning conversation_id, call_id
+            )
+            insert into events (conversation_id, kind, subject_id)
+            select conversation_id, 'call_updated', call_id from told
             "#,
             conversation_id.as_uuid(),
             evidence.subject_id,
@@ -152,6 +172,14 @@ pub(crate) async fn evidence_in_turn(
         turn.advance(conn).await?;
         follow_up(conn, turn, lane_id, evidence).await?;
     }
+    if evidence.kind == Kind::Call(SignalKind::Invite) {
+        match calls::invite_arrived_late(conn, turn, CallId::from(evidence.subject_id)).await {
+            Err(CallError::Database(error)) => return Err(error),
+            // What ends a call says nothing that would be sealed.
+            Err(error) => return Err(sqlx::Error::Protocol(error.to_string())),
+            Ok(()) => {}
+        }
+    }
     if evidence.kind == Kind::React {
         turn.advance(conn).await?;
         redact_if_removed(conn, turn, lane_id, evidence).await?;
@@ -215,6 +243,7 @@ async fn follow_up(
         subject_id: evidence.subject_id,
         revision,
         target_outbox_id,
+        not_before: None,
         expires_at: None,
         trace: None,
     };
@@ -266,6 +295,7 @@ async fn redact_if_removed(
         subject_id: evidence.subject_id,
         revision: None,
         target_outbox_id: Some(evidence.outbox_id),
+        not_before: None,
         expires_at: None,
         trace: None,
     };

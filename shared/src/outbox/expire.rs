@@ -39,7 +39,9 @@ pub async fn expire(pool: &PgPool, limit: i64) -> Result<u64, sqlx::Error> {
                 returning o.conversation_id, o.kind, o.subject_id
             ), told as (
                 insert into events (conversation_id, kind, subject_id)
-                select conversation_id, 'message_delivery', subject_id from gone where kind = 'message'
+                select conversation_id, case kind when 'message' then 'message_delivery' else 'call_updated' end,
+                    subject_id
+                from gone where kind in ('message', 'call_invite')
             )
             select outbox_now() as "now!" from gone
             "#,

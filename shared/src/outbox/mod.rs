@@ -40,7 +40,10 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-use crate::ids::{ConversationId, LaneId};
+use crate::{
+    calls::SignalKind,
+    ids::{ConversationId, LaneId},
+};
 
 mod claim;
 mod discard;
@@ -58,6 +61,7 @@ mod renew;
 mod revise;
 mod settle;
 mod show;
+mod signalling;
 mod view;
 mod words;
 
@@ -87,6 +91,7 @@ pub use renew::renew;
 pub use revise::{Deletion, Sending, delete, edit, react, unreact};
 pub use settle::{Settled, Settlement, settle};
 pub use show::{Death, Found, MessageFacts, Place, Shown, Withdrawal, find, message_facts, show};
+pub use signalling::{CallToSend, SignalToSend, open_signal};
 pub use view::{AttemptView, Delivery, Explanation, explain};
 pub use words::{cause_in_words, hint, left_undone};
 
@@ -135,10 +140,12 @@ pub enum Kind {
     Invite,
     /// Removes a member (state).
     Remove,
+    /// Sends a step of a call's signalling.
+    Call(SignalKind),
 }
 
 impl Kind {
-    const ALL: [Self; 6] = [Self::Message, Self::Edit, Self::Redact, Self::React, Self::Invite, Self::Remove];
+    const CHAT: [Self; 6] = [Self::Message, Self::Edit, Self::Redact, Self::React, Self::Invite, Self::Remove];
 
     /// As in the database, in metrics and for people.
     pub const fn as_str(self) -> &'static str {
@@ -149,12 +156,21 @@ impl Kind {
             Self::React => "react",
             Self::Invite => "invite",
             Self::Remove => "remove",
+            Self::Call(SignalKind::Invite) => "call_invite",
+            Self::Call(SignalKind::Candidates) => "call_candidates",
+            Self::Call(SignalKind::Answer) => "call_answer",
+            Self::Call(SignalKind::SelectAnswer) => "call_select_answer",
+            Self::Call(SignalKind::Negotiate) => "call_negotiate",
+            Self::Call(SignalKind::SdpStreamMetadataChanged) => "call_sdp_stream_metadata_changed",
+            Self::Call(SignalKind::Reject) => "call_reject",
+            Self::Call(SignalKind::Hangup) => "call_hangup",
         }
     }
 
     /// The kind of that name. None for one that only a newer release knows: its operations are left to that release.
     pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+        let call = || SignalKind::parse(name.strip_prefix("call_")?).map(Self::Call);
+        Self::CHAT.into_iter().find(|kind| kind.as_str() == name).or_else(call)
     }
 
     /// True for what carries a message's text.
@@ -196,7 +212,7 @@ pub(crate) async fn lock_lane(
 }
 
 /// So many live operations of a locked lane have gone: counts them out, and the lane is due with what is first now.
-async fn leave_lane(
+pub(crate) async fn leave_lane(
     conn: &mut PgConnection,
     conversation_id: ConversationId,
     lane_id: LaneId,

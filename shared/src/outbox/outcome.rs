@@ -61,6 +61,8 @@ pub enum Outcome {
     },
     /// What it relates to is dead.
     ParentDead,
+    /// It is no longer worth sending, and was never sent.
+    Expired,
     /// Looked for and not there: an operation whose message was deleted, or a redaction without a target.
     NotThere,
 }
@@ -77,6 +79,7 @@ impl Outcome {
             Self::OwnFault { .. } => "own_fault",
             Self::GaveUp { .. } => "gave_up",
             Self::ParentDead => "parent_dead",
+            Self::Expired => "expired",
             Self::NotThere => "not_there",
         }
     }

@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::{Evidence, Kind};
 use crate::{
+    calls::SignalKind,
     failpoint::{Point, reach},
     ids::{ConversationId, OutboxId},
 };
@@ -84,6 +85,30 @@ impl SentColumns {
         )
         .execute(&mut *conn)
         .await?;
+        if self.kinds.iter().any(|kind| kind == Kind::Call(SignalKind::Invite).as_str()) {
+            sqlx::query!(
+                r#"
+                with told as (
+                    update calls c
+                    set matrix_invite_event_id = s.event_id
+                    from unnest($1::uuid[], $2::uuid[], $3::uuid[]) as x (conversation_id, outbox_id, subject_id)
+                    join sent_events s on s.conversation_id = x.conversation_id and s.outbox_id = x.outbox_id
+                    where c.conversation_id = x.conversation_id
+                        and c.call_id = x.subject_id
+                        and c.send_outbox_id = x.outbox_id
+                        and c.matrix_invite_event_id is null
+                    returning c.conversation_id, c.call_id
+                )
+                insert into events (conversation_id, kind, subject_id)
+                select conversation_id, 'call_updated', call_id from told
+                "#,
+                &self.conversations,
+                &self.ids,
+                &self.subjects,
+            )
+            .execute(&mut *conn)
+            .await?;
+        }
         if self.kinds.iter().any(|kind| kind == Kind::React.as_str()) {
             sqlx::query!(
                 r#"

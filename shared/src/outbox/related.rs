@@ -4,9 +4,11 @@
 use std::collections::HashMap;
 
 use sqlx::PgConnection;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::ids::{ConversationId, EventId, MessageId, OutboxId, ReactionId, RoomId, UserId};
+use super::signalling::{self, CallToSend};
+use crate::ids::{CallId, ConversationId, EventId, MessageId, OutboxId, ReactionId, RoomId, UserId};
 
 /// A message that another one answers, or whose thread it stands in.
 #[derive(Debug, Clone)]
@@ -47,6 +49,7 @@ pub(super) struct Relations {
     messages: HashMap<(ConversationId, MessageId), Related>,
     reactions: HashMap<(ConversationId, OutboxId), ReactionToSend>,
     previous: HashMap<(ConversationId, OutboxId), Previous>,
+    calls: HashMap<(ConversationId, OutboxId), CallToSend>,
 }
 
 /// What is to be read.
@@ -55,6 +58,7 @@ pub(super) struct Wanted {
     messages: (Vec<Uuid>, Vec<Uuid>),
     reactions: (Vec<Uuid>, Vec<Uuid>),
     edits: (Vec<Uuid>, Vec<Uuid>),
+    calls: (Vec<Uuid>, Vec<Uuid>, Vec<Uuid>),
 }
 
 impl Wanted {
@@ -78,7 +82,14 @@ impl Wanted {
         self.edits.1.push(edit.as_uuid());
     }
 
-    pub(super) async fn read(&self, conn: &mut PgConnection) -> Result<Relations, sqlx::Error> {
+    /// What an operation says in a call.
+    pub(super) fn call(&mut self, conversation_id: ConversationId, outbox_id: OutboxId, call_id: CallId) {
+        self.calls.0.push(conversation_id.as_uuid());
+        self.calls.1.push(outbox_id.as_uuid());
+        self.calls.2.push(call_id.as_uuid());
+    }
+
+    pub(super) async fn read(&self, conn: &mut PgConnection, now: OffsetDateTime) -> Result<Relations, sqlx::Error> {
         let mut relations = Relations::default();
         if !self.messages.0.is_empty() {
             relations.messages = self.read_messages(conn).await?;
@@ -89,6 +100,7 @@ impl Wanted {
         if !self.edits.0.is_empty() {
             relations.previous = self.read_previous(conn).await?;
         }
+        relations.calls = signalling::read(conn, &self.calls, now).await?;
         Ok(relations)
     }
 
@@ -191,6 +203,10 @@ impl Relations {
 
     pub(super) fn reaction(&self, conversation_id: ConversationId, outbox_id: OutboxId) -> Option<ReactionToSend> {
         self.reactions.get(&(conversation_id, outbox_id)).cloned()
+    }
+
+    pub(super) fn call(&self, conversation_id: ConversationId, outbox_id: OutboxId) -> Option<CallToSend> {
+        self.calls.get(&(conversation_id, outbox_id)).cloned()
     }
 
     pub(super) fn before(&self, conversation_id: ConversationId, edit: OutboxId) -> Option<Previous> {

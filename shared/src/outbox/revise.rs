@@ -153,6 +153,7 @@ pub async fn edit(
                     subject_id: message_id.as_uuid(),
                     revision: Some(revision),
                     target_outbox_id: None,
+                    not_before: None,
                     expires_at: None,
                     trace,
                 };
@@ -176,6 +177,7 @@ pub async fn edit(
                     subject_id: message_id.as_uuid(),
                     revision: Some(revision),
                     target_outbox_id: None,
+                    not_before: None,
                     expires_at: None,
                     trace,
                 };
@@ -284,6 +286,7 @@ pub async fn react(
         subject_id: message_id.as_uuid(),
         revision: None,
         target_outbox_id: None,
+        not_before: None,
         expires_at: None,
         trace: None,
     };
@@ -337,6 +340,7 @@ fn redaction(message_id: MessageId, lane_id: LaneId, target: OutboxId, trace: Op
         subject_id: message_id.as_uuid(),
         revision: None,
         target_outbox_id: Some(target),
+        not_before: None,
         expires_at: None,
         trace,
     }

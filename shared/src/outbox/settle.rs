@@ -286,7 +286,7 @@ async fn settle_failure(
         Outcome::OwnFault { .. } | Outcome::GaveUp { .. } | Outcome::ParentDead => {
             lane.gone += bury(conn, claim, result, now, settled).await?;
         }
-        Outcome::NotThere => lane.gone += withdraw(conn, claim, operation, now).await?,
+        Outcome::Expired | Outcome::NotThere => lane.gone += withdraw(conn, claim, operation, now).await?,
     }
     Ok(())
 }
@@ -397,7 +397,8 @@ async fn bury(
             returning *
         ), told as (
             insert into events (conversation_id, kind, subject_id)
-            select conversation_id, 'message_delivery', subject_id from gone where kind = 'message'
+            select conversation_id, case kind when 'message' then 'message_delivery' else 'call_updated' end, subject_id
+            from gone where kind in ('message', 'call_invite')
         )
         insert into dead_letters (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision,
             target_outbox_id, enqueued_at, expires_at, attempts, maybe_sent_at, sender, device, trace, cause, errcode,
@@ -452,11 +453,12 @@ async fn withdraw(
             select conversation_id, lane_id, outbox_id, kind, subject_id, revision, maybe_sent_at, sender, device,
                 'not_found', $5
             from gone
-            where maybe_sent_at is not null and kind in ('message', 'edit', 'react')
+            where maybe_sent_at is not null and kind in ('message', 'edit', 'react', 'call_invite')
             on conflict do nothing
         ), told as (
             insert into events (conversation_id, kind, subject_id)
-            select conversation_id, 'message_delivery', subject_id from gone where kind = 'message'
+            select conversation_id, case kind when 'message' then 'message_delivery' else 'call_updated' end, subject_id
+            from gone where kind in ('message', 'call_invite')
         )
         select count(*) as "gone!" from gone
         "#,

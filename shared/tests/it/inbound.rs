@@ -1,9 +1,10 @@
 //! What comes from Matrix, applied to a real database: whatever the order, the end is the same, and nothing counts twice.
 
 use shared::{
+    calls::{self, CallSignal, SignalKind},
     chat::{self, Content, MessageKind, NewMessage},
     ids::{ConversationId, EventId, LaneId, MatrixUserId, MessageId, OutboxId, RoomId, UserId},
-    inbound::{self, Applied, Asked, CallSignal, Inbox, Incoming, Membership, SignalKind, What},
+    inbound::{self, Applied, Asked, Inbox, Incoming, Membership, What},
     outbox::{self, Evidence, Kind, Operation},
     seal::KeyRing,
     testing::{database::TestDatabase, nova::CONTENT_KEYS},
@@ -97,7 +98,7 @@ impl Scene {
     async fn apply(&self, event: &Incoming) -> Applied {
         let mut tx = self.database.pool.begin().await.unwrap();
         let mut turn = chat::lock_conversation(&mut tx, self.conversation_id).await.unwrap().unwrap();
-        let inbox = Inbox { keys: &self.keys, service_user: &self.service };
+        let inbox = Inbox { keys: &self.keys, service_user: &self.service, calls: true };
         let applied = inbound::apply(&mut tx, &mut turn, inbox, event).await.unwrap();
         tx.commit().await.unwrap();
         applied
@@ -164,6 +165,7 @@ impl Scene {
             subject_id: message_id.as_uuid(),
             revision: Some(1),
             target_outbox_id: None,
+            not_before: None,
             expires_at: None,
             trace: None,
         };
@@ -450,9 +452,9 @@ async fn a_calls_signals_are_kept_in_order_and_nobody_rings_for_one_that_is_over
         .fetch_one(&scene.database.pool)
         .await
         .unwrap();
-    let signal = |id: &str, kind: SignalKind, at: i64| {
-        let content = serde_json::json!({"call_id": "c1", "version": "1"}).to_string();
-        let call = CallSignal { kind, call_id: "c1".to_owned(), party_id: None, lifetime_ms: Some(60_000), content };
+    let signal = |id: &str, call_id: &str, kind: SignalKind, at: i64| {
+        let content = serde_json::json!({"call_id": call_id, "version": "1"}).to_string();
+        let call = CallSignal { kind, call_id: call_id.into(), party_id: None, lifetime_ms: Some(60_000), content };
         scene.event(id, at, What::Call(call))
     };
     let scene = &scene;
@@ -463,15 +465,15 @@ async fn a_calls_signals_are_kept_in_order_and_nobody_rings_for_one_that_is_over
             .await
             .unwrap();
         let mut conn = scene.database.pool.acquire().await.unwrap();
-        inbound::signal(&mut conn, &scene.keys, scene.conversation_id, id.into()).await.unwrap().unwrap().is_over
+        calls::signal(&mut conn, &scene.keys, scene.conversation_id, id.into()).await.unwrap().unwrap().is_over
     };
-    let old = signal("old", SignalKind::Invite, now_ms - 61_000);
+    let old = signal("old", "c0", SignalKind::Invite, now_ms - 61_000);
     scene.apply(&old).await;
     assert!(is_over(old).await, "its time was over when it came");
-    let invite = signal("invite", SignalKind::Invite, now_ms);
+    let invite = signal("invite", "c1", SignalKind::Invite, now_ms);
     scene.apply(&invite).await;
     assert!(!is_over(invite.clone()).await);
-    scene.apply(&signal("hangup", SignalKind::Hangup, now_ms)).await;
+    scene.apply(&signal("hangup", "c1", SignalKind::Hangup, now_ms)).await;
     assert!(is_over(invite).await);
     let kinds: Vec<String> =
         sqlx::query_scalar("select kind from call_signals order by seq").fetch_all(&scene.database.pool).await.unwrap();

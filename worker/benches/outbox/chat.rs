@@ -77,6 +77,7 @@ impl Chat {
             subject_id: message_id.as_uuid(),
             revision: Some(1),
             target_outbox_id: None,
+            not_before: None,
             expires_at: None,
             trace: None,
         };

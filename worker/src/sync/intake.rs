@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, panic::AssertUnwindSafe, time::Duration};
 
 use futures_util::FutureExt as _;
 use shared::{
-    chat,
+    calls, chat,
     failpoint::{Point, reach},
     ids::{ConversationId, EventId, RoomId},
     inbound::{self, Applied, InboundError, Inbox, Incoming, Leadership},
@@ -176,7 +176,7 @@ impl Intake<'_> {
         next_batch: Option<&str>,
         carefully: bool,
     ) -> Result<(), IntakeError> {
-        let inbox = Inbox { keys: self.keys, service_user: self.homeserver.service_user() };
+        let inbox = Inbox { keys: self.keys, service_user: self.homeserver.service_user(), calls: true };
         let mut tx = self.pool.begin().await?;
         let conversations: Vec<ConversationId> = items.iter().map(|(conversation_id, ..)| *conversation_id).collect();
         chat::line_up(&mut tx, &conversations).await?;
@@ -200,6 +200,8 @@ impl Intake<'_> {
                 }
             }
         }
+        // Nobody rings for a call that the rest of its batch ends.
+        let told = if next_batch.is_some() { calls::announce(&mut tx).await? } else { 0 };
         let ours = match next_batch {
             Some(next_batch) => leadership.advance(&mut tx, next_batch).await?,
             None => leadership.fence(&mut tx).await?,
@@ -210,8 +212,10 @@ impl Intake<'_> {
         reach(Point::EventsWritten);
         tx.commit().await?;
         reach(Point::EventsCommitted);
-        if applied.contains(&Applied::Changed) {
+        if told > 0 || applied.contains(&Applied::Changed) {
             self.tell.committed();
+            // What was said in a call may be answered.
+            self.look.notify_one();
         }
         if applied.contains(&Applied::Echo(true)) {
             self.tell.committed();

@@ -20,10 +20,11 @@ use ruma::events::{
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, value::RawValue};
 use shared::{
+    calls::{CallSignal, SignalKind},
     chat::{Content, Media, MessageKind},
     html,
     ids::{EventId, MatrixUserId, OutboxId, RoomId},
-    inbound::{CallSignal, Incoming, Membership, SignalKind, What},
+    inbound::{Incoming, Membership, What},
 };
 
 /// The latest time that is stored: beyond it no clock is right. The end of the year 9999.

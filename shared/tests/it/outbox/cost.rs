@@ -89,6 +89,7 @@ async fn claim_cost(world: &World) -> (i64, i64) {
         .bind(&ids)
         .bind(16_i64)
         .bind(now)
+        .bind(false)
         .fetch_one(&mut *tx)
         .await
         .unwrap();

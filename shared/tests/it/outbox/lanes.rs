@@ -34,8 +34,8 @@ async fn remove_somebody(lane: &Lane) {
     tx.commit().await.unwrap();
     lane.drain().await;
     let mut tx = lane.world.begin().await;
-    let turn = lane.turn(&mut tx).await.unwrap();
-    assert_eq!(chat::remove_member(&mut tx, &turn, guest).await.unwrap(), chat::Membership::Changed(true));
+    let mut turn = lane.turn(&mut tx).await.unwrap();
+    assert_eq!(chat::remove_member(&mut tx, &mut turn, guest).await.unwrap(), chat::Membership::Changed(true));
     tx.commit().await.unwrap();
 }
 

@@ -28,11 +28,11 @@ impl Scene {
 
     async fn set_member(&self, present: bool) {
         let mut tx = self.database.pool.begin().await.unwrap();
-        let turn = chat::take_turn(&mut tx, self.conversation_id, self.ada).await.unwrap();
+        let mut turn = chat::take_turn(&mut tx, self.conversation_id, self.ada).await.unwrap();
         if present {
             chat::add_member(&mut tx, &turn, self.grace).await.unwrap();
         } else {
-            chat::remove_member(&mut tx, &turn, self.grace).await.unwrap();
+            chat::remove_member(&mut tx, &mut turn, self.grace).await.unwrap();
         }
         tx.commit().await.unwrap();
     }

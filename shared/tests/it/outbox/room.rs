@@ -142,6 +142,7 @@ impl Room {
                 request.void = true;
                 *look_up
             }
+            Mode::Drop => return Ok(Err(End::NotThere)),
             Mode::LookUp => true,
             Mode::Put => false,
         };

@@ -111,12 +111,12 @@ impl Storm {
                 }
             }
             Step::Members => {
-                let turn = lane.turn(&mut tx).await.unwrap();
+                let mut turn = lane.turn(&mut tx).await.unwrap();
                 let guest = self.guests[chance.below(self.guests.len())];
                 let changed = if chance.percent(50) {
                     chat::add_member(&mut tx, &turn, guest).await
                 } else {
-                    chat::remove_member(&mut tx, &turn, guest).await
+                    chat::remove_member(&mut tx, &mut turn, guest).await
                 };
                 if let Err(error) = changed {
                     return database(error).map_or(Ok(()), Err);

@@ -248,6 +248,7 @@ impl Lane {
             subject_id: posted.message_id.as_uuid(),
             revision: Some(1),
             target_outbox_id: None,
+            not_before: None,
             expires_at: None,
             trace: None,
         }
