@@ -13,7 +13,7 @@ use std::{
 };
 
 use shared::{
-    calls::{Origin, SignalKind},
+    calls::SignalKind,
     failpoint::{Point, reach},
     ids::{ConversationId, EventId, MatrixUserId, OutboxId, RoomId, UserId},
     outbox::{Attempt, Blame, ClaimedOperation, Evidence, Kind, MaybeSent, Mode, Outcome},
@@ -240,8 +240,9 @@ impl Deliverer {
         if operation.mode == Mode::Drop {
             return Ok(Ended::untried(Outcome::Expired));
         }
-        if let Kind::Call(kind) = operation.kind
-            && !is_heard(sending, operation, kind)
+        let was_sent = |invite| sending.events.contains_key(&invite);
+        if let (Kind::Call(kind), Some(call)) = (operation.kind, &operation.call)
+            && !call.is_heard(kind, was_sent)
         {
             return Ok(Ended::untried(Outcome::NotThere));
         }
@@ -563,13 +564,6 @@ fn given_up_for(operation: &ClaimedOperation) -> Duration {
     let sent_at = operation.maybe_sent_at.unwrap_or(operation.enqueued_at);
     let age = Duration::try_from(operation.enqueued_at + operation.waited - sent_at).unwrap_or_default();
     operation.since_failure.map_or(age, |since| since.min(age))
-}
-
-/// Whether anybody may hear what an operation says in a call: the invite stands in the room, or may, or is what it says.
-fn is_heard(sending: &Sending, operation: &ClaimedOperation, kind: SignalKind) -> bool {
-    let Some(call) = &operation.call else { return true };
-    let invited = call.invite.is_some_and(|invite| sending.events.contains_key(&invite));
-    kind == SignalKind::Invite || call.origin == Origin::Matrix || call.invite_may_stand || invited
 }
 
 /// The room of the event that an operation relates to, once that event is known.

@@ -39,7 +39,10 @@ pub(super) async fn message(
         None => None,
     };
     let begins = match thread_of {
-        Some(target) => targets::find(conn, turn.conversation_id, target).await?.message(),
+        Some(target) => match targets::find(conn, turn.conversation_id, target).await?.message() {
+            Some(message_id) => Some(first_of_thread(conn, turn.conversation_id, message_id).await?),
+            None => None,
+        },
         None => None,
     };
     turn.advance(conn).await?;
@@ -73,40 +76,95 @@ pub(super) async fn message(
     let content = with_mentions(inbox, content, mentioned);
     chat::write_revision(conn, turn, inbox.keys, message_id, 1, &content).await?;
     // A target that is not here yet is remembered: it may still come.
-    let awaited = reply_to.as_ref().filter(|_| answers.is_none());
-    let record = Record { relates_to: awaited, ..Record::new("message", message_id.as_uuid()) };
+    let record = Record {
+        relates_to: reply_to.as_ref().filter(|_| answers.is_none()),
+        thread_root: thread_of.as_ref().filter(|_| begins.is_none()),
+        ..Record::new("message", message_id.as_uuid())
+    };
     remember(conn, turn, event, &record).await?;
-    answer_to(conn, turn.conversation_id, &event.event_id, message_id).await?;
+    let first = begins.unwrap_or(message_id);
+    join_those_before(conn, turn.conversation_id, &event.event_id, message_id, Some(first)).await?;
     events::record(conn, turn.conversation_id, EventKind::MessageNew, message_id.as_uuid()).await?;
     Ok(Applied::Changed)
 }
 
-/// Messages that came before what they answer are joined to it.
-async fn answer_to(
+/// The message that begins a message's thread: the message itself, unless it is in a thread. Matrix has no threads within
+/// threads, but a homeserver elsewhere may pass one on.
+async fn first_of_thread(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    message_id: MessageId,
+) -> Result<MessageId, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"
+        select coalesce(thread_of, message_id) as "first!: MessageId" from messages
+        where conversation_id = $1 and message_id = $2
+        "#,
+        conversation_id.as_uuid(),
+        message_id.as_uuid(),
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// Messages that came before the event that they answer, or that begins their thread, are joined to the message that it is
+/// and to the `first` of the thread; without one, it begins none.
+async fn join_those_before(
     conn: &mut PgConnection,
     conversation_id: ConversationId,
     event_id: &EventId,
     message_id: MessageId,
+    first: Option<MessageId>,
 ) -> Result<(), sqlx::Error> {
-    let joined = sqlx::query_scalar!(
+    // None is joined to itself, whatever its event says.
+    let joined = sqlx::query!(
         r#"
         update messages m
-        set reply_to = $3
+        set reply_to = case when r.relates_to = $2 then nullif($3, m.message_id) else m.reply_to end,
+            thread_of = case when r.thread_root = $2 then nullif($4, m.message_id) else m.thread_of end
         from received_events r
-        where r.conversation_id = $1 and r.relates_to = $2 and r.kind = 'message'
-            and m.conversation_id = $1 and m.message_id = r.subject_id and m.reply_to is null
-        returning m.message_id
+        where r.conversation_id = $1 and r.kind = 'message' and (r.relates_to = $2 or r.thread_root = $2)
+            and m.conversation_id = $1 and m.message_id = r.subject_id
+        returning m.message_id as "message_id: MessageId", coalesce(r.thread_root = $2, false) as "threaded!"
         "#,
         conversation_id.as_uuid(),
         event_id.as_str(),
         message_id.as_uuid(),
+        first.map(MessageId::as_uuid),
     )
     .fetch_all(&mut *conn)
     .await?;
-    for answer in joined {
-        events::record(conn, conversation_id, EventKind::MessageEdited, answer).await?;
+    let mut changed: Vec<MessageId> = joined.iter().map(|row| row.message_id).collect();
+    let threaded: Vec<MessageId> = joined.iter().filter(|row| row.threaded).map(|row| row.message_id).collect();
+    if let Some(first) = first.filter(|_| !threaded.is_empty()) {
+        changed.extend(move_threads(conn, conversation_id, &threaded, first).await?);
+    }
+    for message_id in changed {
+        events::record(conn, conversation_id, EventKind::MessageEdited, message_id.as_uuid()).await?;
     }
     Ok(())
+}
+
+/// Messages that seemed to begin threads are in one: what is in theirs goes along. Returns what did.
+async fn move_threads(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    from: &[MessageId],
+    first: MessageId,
+) -> Result<Vec<MessageId>, sqlx::Error> {
+    let from: Vec<uuid::Uuid> = from.iter().map(|message_id| message_id.as_uuid()).collect();
+    sqlx::query_scalar!(
+        r#"
+        update messages set thread_of = $3
+        where conversation_id = $1 and thread_of = any($2) and thread_of <> $3
+        returning message_id as "message_id: MessageId"
+        "#,
+        conversation_id.as_uuid(),
+        &from,
+        first.as_uuid(),
+    )
+    .fetch_all(conn)
+    .await
 }
 
 /// An edit counts if it is by the sender of the message, and if what it edits is a message and no edit. The newest counts,
@@ -150,6 +208,7 @@ pub(super) async fn edit(
     let record =
         Record { revision: Some(revision), relates_to: Some(target), ..Record::new("edit", message_id.as_uuid()) };
     remember(conn, turn, event, &record).await?;
+    join_those_before(conn, turn.conversation_id, &event.event_id, message_id, None).await?;
     let changed = show_newest(conn, turn, message_id).await?;
     Ok(if changed { Applied::Changed } else { Applied::Unchanged })
 }

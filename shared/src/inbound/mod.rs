@@ -351,16 +351,17 @@ struct Record<'a> {
     subject_id: Option<Uuid>,
     revision: Option<i32>,
     relates_to: Option<&'a EventId>,
+    thread_root: Option<&'a EventId>,
 }
 
 impl<'a> Record<'a> {
     fn new(kind: &'static str, subject_id: Uuid) -> Self {
-        Self { kind, subject_id: Some(subject_id), revision: None, relates_to: None }
+        Self { kind, subject_id: Some(subject_id), revision: None, relates_to: None, thread_root: None }
     }
 
     /// Of what never counts.
     fn void(relates_to: Option<&'a EventId>) -> Self {
-        Self { kind: "void", subject_id: None, revision: None, relates_to }
+        Self { kind: "void", subject_id: None, revision: None, relates_to, thread_root: None }
     }
 }
 
@@ -372,9 +373,9 @@ async fn remember(
 ) -> Result<(), sqlx::Error> {
     sqlx::query!(
         r#"
-        insert into received_events (conversation_id, event_id, kind, subject_id, revision, relates_to, room_id, sender,
-            sent_at_ms, received_at)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+        insert into received_events (conversation_id, event_id, kind, subject_id, revision, relates_to, thread_root,
+            room_id, sender, sent_at_ms, received_at)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
         on conflict do nothing
         "#,
         turn.conversation_id.as_uuid(),
@@ -383,6 +384,7 @@ async fn remember(
         record.subject_id,
         record.revision,
         record.relates_to.map(EventId::as_str),
+        record.thread_root.map(EventId::as_str),
         event.room_id.as_str(),
         event.sender.as_str(),
         event.sent_at_ms,

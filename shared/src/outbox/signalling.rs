@@ -61,6 +61,15 @@ impl CallToSend {
         (left >= RING_MARGIN).then_some(left)
     }
 
+    /// Whether anybody may hear what it says: the invite stands in the room, or may, or is what it says. `was_sent` knows
+    /// what was sent since the claim.
+    pub fn is_heard(&self, kind: SignalKind, was_sent: impl FnOnce(OutboxId) -> bool) -> bool {
+        kind == SignalKind::Invite
+            || self.origin == Origin::Matrix
+            || self.invite_may_stand
+            || self.invite.is_some_and(was_sent)
+    }
+
     /// Whether what it says is still to be said. What concludes a call is, always; what sets it up is not once it is over.
     pub(super) fn is_wanted(&self, kind: SignalKind) -> bool {
         let opens = self.signals.iter().all(|signal| kind.is_bare() || signal.payload.is_some());

@@ -55,6 +55,8 @@ pub struct Traffic {
     pub conversations: usize,
     /// After so many requests a client waits until its last message is delivered.
     pub ahead: usize,
+    /// Whether guests come and go. Without them, who would add or remove one posts.
+    pub guests: bool,
 }
 
 impl Traffic {
@@ -77,7 +79,7 @@ impl Traffic {
             let client = Client {
                 number,
                 user,
-                guest: UserId::generate(),
+                guest: self.guests.then(UserId::generate),
                 asked,
                 conversations,
                 all: all.clone(),
@@ -115,8 +117,8 @@ impl Work {
 struct Client {
     number: usize,
     user: NovaUser,
-    /// Whom this client brings along and sends away again.
-    guest: UserId,
+    /// Whom this client brings along and sends away again, if anybody.
+    guest: Option<UserId>,
     asked: Asked,
     conversations: Vec<String>,
     /// The messages of all clients.
@@ -144,12 +146,12 @@ impl Client {
                 self.delivered(&message.1).await;
             }
             let text = format!("client {} says number {n:05}", self.number);
-            match self.chance.below(100) {
-                0..5 if !self.own.is_empty() => self.delete().await,
-                5..15 if !self.own.is_empty() => self.edit(&text).await,
-                15..21 if !self.own.is_empty() => self.react().await,
-                21..23 if !self.reacted.is_empty() => self.unreact().await,
-                23..25 => self.change_guest().await,
+            match (self.chance.below(100), self.guest) {
+                (0..5, _) if !self.own.is_empty() => self.delete().await,
+                (5..15, _) if !self.own.is_empty() => self.edit(&text).await,
+                (15..21, _) if !self.own.is_empty() => self.react().await,
+                (21..23, _) if !self.reacted.is_empty() => self.unreact().await,
+                (23..25, Some(guest)) => self.change_guest(guest).await,
                 _ => self.post(&text).await,
             }
         }
@@ -231,9 +233,9 @@ impl Client {
     }
 
     /// Brings the guest into the first conversation, or sends them away.
-    async fn change_guest(&mut self) {
-        let path = format!("/conversations/{}/members/{}", self.conversations[0], self.guest);
-        let (conversation, guest) = (uuid(&self.conversations[0]), self.guest.as_uuid());
+    async fn change_guest(&mut self, guest: UserId) {
+        let path = format!("/conversations/{}/members/{guest}", self.conversations[0]);
+        let (conversation, guest) = (uuid(&self.conversations[0]), guest.as_uuid());
         if self.chance.below(2) == 0 {
             let entry = self.asked.add_member(conversation, guest);
             self.user.insist("PUT", &path, &[], None).await.expect(200);

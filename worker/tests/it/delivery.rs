@@ -51,6 +51,7 @@ async fn a_message_behind_one_that_waits_says_behind_how_many_and_when_that_one_
     let stranger = shared::testing::nova::NovaUser::new(&scene.api);
     assert_eq!(stranger.call("GET", &format!("/messages/{}/delivery", messages[0]), None).await.status, 403);
 
+    scene.later().await;
     let delivered = scene.ada.delivered(&messages[2]).await;
     let third = why(&scene, &messages[2]).await;
     assert_eq!((&third["state"], &third["event_id"]), (&json!("delivered"), &delivered["matrix"]["event_id"]));

@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use shared::testing::{
-    eventually,
-    homeserver::{FakeHomeserver, Kind},
-};
+use shared::testing::{eventually, homeserver::FakeHomeserver};
 use time::OffsetDateTime;
 
 use crate::scene::{Home, Scene, id, metric, room_of, sends};
@@ -72,7 +69,9 @@ async fn when_ninety_nine_lanes_have_drained_the_failing_one_has_made_its_due_at
             last.push(id(&scene.ada.post(&conversation, &format!("{n}")).await.expect(201)));
         }
     }
-    let worker = scene.worker_with(&[("OUTBOX_BACKOFF", "200ms")]).await;
+    // However busy the machine is, no send but those of the failing lane may fail.
+    let patient = [("OUTBOX_BACKOFF", "200ms"), ("OUTBOX_LEASE", "40s"), ("OUTBOX_HTTP_TIMEOUT", "30s")];
+    let worker = scene.worker_with(&patient).await;
     eventually("the ninety-nine have drained", || async {
         (scene.database.count("select count(*) from outbox").await == 1).then_some(())
     })
@@ -83,6 +82,13 @@ async fn when_ninety_nine_lanes_have_drained_the_failing_one_has_made_its_due_at
         scene.ada.post(&doomed_room, &format!("behind {n}")).await.expect(201);
     }
     scene.attempted("ambiguous", 3).await;
+    // What waits costs the worker nothing: each of its claims of that lane is an attempt. In this order, since it goes on.
+    let epochs: i64 = sqlx::query_scalar("select epoch from lanes where conversation_id::text = $1")
+        .bind(&doomed_room)
+        .fetch_one(&scene.database.pool)
+        .await
+        .unwrap();
+    let hits = failing.hits();
     let attempts: Vec<OffsetDateTime> =
         sqlx::query_scalar("select attempted_at from attempts where outcome = 'ambiguous' order by attempted_at")
             .fetch_all(&scene.database.pool)
@@ -93,15 +99,9 @@ async fn when_ninety_nine_lanes_have_drained_the_failing_one_has_made_its_due_at
         let shortest = BACKOFF.mul_f64(0.75) * (1 << n);
         assert!(pair[1] - pair[0] >= shortest, "attempt {} came {} after the one before", n + 2, pair[1] - pair[0]);
     }
-    assert!(failing.hits() <= attempts.len() as u64 + 1);
-    assert_eq!(fake.count(Kind::Send) - failing.hits(), 198);
-    // What waits costs the worker nothing: each of its claims of that lane is an attempt.
-    let epochs: i64 = sqlx::query_scalar("select epoch from lanes where conversation_id::text = $1")
-        .bind(&doomed_room)
-        .fetch_one(&scene.database.pool)
-        .await
-        .unwrap();
-    assert!(epochs <= i64::try_from(failing.hits()).unwrap() + 1);
+    assert!(hits <= attempts.len() as u64 + 1);
+    assert!(epochs <= i64::try_from(hits).unwrap() + 1);
+    assert_eq!(sends(&fake).iter().filter(|request| request.status == Some(200)).count(), 198);
     assert!(metric(&worker, "outbox_lease_expired_total").await < 0.5);
     failing.remove();
     let doomed = scene.ada.delivered(&doomed).await;

@@ -14,20 +14,20 @@ use shared::testing::{
 use crate::scene::{Home, Scene, id, metric, shape};
 
 /// A conversation with a room in which Grace is, by an account of her own, and a worker that reads what happens there.
-struct Listening {
-    scene: Scene,
-    worker: Program,
+pub(crate) struct Listening {
+    pub(crate) scene: Scene,
+    pub(crate) worker: Program,
     conversation: String,
     room: String,
     grace: MatrixClient,
 }
 
 impl Listening {
-    async fn new(home: &Home) -> Self {
+    pub(crate) async fn new(home: &Home) -> Self {
         Self::with(home, &[]).await
     }
 
-    async fn with(home: &Home, options: &[(&str, &str)]) -> Self {
+    pub(crate) async fn with(home: &Home, options: &[(&str, &str)]) -> Self {
         let scene = Scene::new(home).await;
         let grace = home.member(&scene.grace).await;
         let mut listening = vec![("MATRIX_SYNC_ENABLED", "true")];
@@ -48,7 +48,7 @@ impl Listening {
     }
 
     /// Waits until the conversation's messages say so, one that was deleted `gone`.
-    async fn says(&self, texts: &[&str]) -> Vec<Value> {
+    pub(crate) async fn says(&self, texts: &[&str]) -> Vec<Value> {
         let mut seen = Vec::new();
         for _ in 0..3 {
             seen = eventually(&format!("the conversation says {texts:?}"), || async {
@@ -60,7 +60,7 @@ impl Listening {
         seen
     }
 
-    async fn say(&self, text: &str) -> String {
+    pub(crate) async fn say(&self, text: &str) -> String {
         self.grace.say(&self.room, text).await.unwrap()
     }
 
@@ -75,7 +75,7 @@ impl Listening {
     }
 
     /// Waits until everything that was said before is applied: the token covers it.
-    async fn caught_up(&self, marker: &str) {
+    pub(crate) async fn caught_up(&self, marker: &str) {
         let said = self.say(marker).await;
         eventually("the marker has come", || async {
             let messages = self.messages().await;
@@ -284,19 +284,6 @@ async fn an_event_that_makes_no_sense_is_parked_and_what_follows_it_is_applied()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_worker_that_reads_dies_and_another_takes_over_within_seconds() {
-    let fake = FakeHomeserver::start().await;
-    let mut room = Listening::new(&Home::of(&fake).await).await;
-    let _other = room.scene.worker_with(&[("MATRIX_SYNC_ENABLED", "true")]).await;
-    room.say("one").await;
-    room.says(&["one"]).await;
-    room.worker.kill();
-    room.say("two").await;
-    room.says(&["one", "two"]).await;
-    assert_eq!(room.scene.database.count("select epoch from sync_state").await, 2);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn five_hundred_events_while_we_were_away_are_all_there_in_order() {
     let fake = FakeHomeserver::start().await;
     let home = Home::of(&fake).await;
@@ -344,12 +331,14 @@ async fn five_hundred_events_while_we_were_away_are_all_there_in_order() {
 async fn syncs_that_fail_are_repeated_and_deliveries_go_on_meanwhile() {
     let fake = FakeHomeserver::start().await;
     let room = Listening::new(&Home::of(&fake).await).await;
-    fake.on(Kind::Sync).fail(500).times(3);
+    let failing = fake.on(Kind::Sync).fail(500).times(3);
     fake.on(Kind::Sync).fail(502).html("<h1>Bad Gateway</h1>").times(2);
-    room.say("after the failures").await;
+    room.say("ends the sync that is under way").await;
+    failing.arrived().await;
+    room.say("during the failures").await;
     let sent = id(&room.scene.ada.post(&room.conversation, "meanwhile").await.expect(201));
     room.scene.ada.delivered(&sent).await;
-    eventually("it has come", || async { (room.messages().await.len() == 2).then_some(()) }).await;
+    eventually("it has come", || async { (room.messages().await.len() == 3).then_some(()) }).await;
     assert!(metric(&room.worker, "matrix_sync_failures_total").await > 4.5);
 }
 
@@ -395,18 +384,6 @@ async fn an_invitation_by_a_stranger_is_turned_down() {
     room.caught_up("still here").await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_lease_is_given_away_by_a_worker_that_stops() {
-    let fake = FakeHomeserver::start().await;
-    let room = Listening::with(&Home::of(&fake).await, &[("MATRIX_SYNC_LEASE", "30s")]).await;
-    room.caught_up("one").await;
-    let Listening { scene, mut worker, .. } = room;
-    worker.signal(rustix::process::Signal::TERM);
-    assert!(worker.ended().await.success());
-    assert_eq!(scene.database.count("select count(*) from sync_state where owner is null").await, 1);
-}
-
-/// `FUZZ_EVENTS=` and `SEED=` make it longer and another.
 #[tokio::test(flavor = "multi_thread")]
 async fn mutated_events_neither_stop_the_sync_nor_hide_what_comes_after_them() {
     let number = |name: &str, default: u64| {

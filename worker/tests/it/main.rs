@@ -12,6 +12,7 @@ mod failpoints;
 mod fairness;
 mod hour;
 mod inbound;
+mod leader;
 mod members;
 mod operators;
 mod order;

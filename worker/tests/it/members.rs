@@ -247,14 +247,84 @@ async fn a_rate_limit_of_an_invitation_is_waited_for_in_its_lane_only() {
     let alan = NovaUser::new(&scene.api);
     let (conversation, room) = scene.begun().await;
     let (other, _) = scene.begun().await;
-    let limited = fake.on_invite().fail(429).retry_after(Duration::from_secs(2)).once();
+    let limited = fake.on_invite().fail(429).retry_after(Duration::from_mins(1)).once();
     assert_eq!(change(&scene, "PUT", &conversation, &alan).await, 200);
     let behind = id(&alan.post(&conversation, "behind").await.expect(201));
     limited.arrived().await;
     let elsewhere = id(&scene.ada.post(&other, "elsewhere").await.expect(201));
     scene.ada.delivered(&elsewhere).await;
     assert_eq!(shape(&fake.timeline(&room)), ["begun"]);
+    scene.attempted("refused", 1).await;
+    scene.database.advance(Duration::from_mins(1)).await;
     scene.ada.delivered(&behind).await;
     assert_eq!(stays(&fake.timeline(&room), &alan, &home.address.server_name), ["invite"]);
     assert_eq!(scene.database.count("select coalesce(sum(attempts), 0)::bigint from dead_letters").await, 0);
+}
+
+/// Who is in a conversation, as Ada sees it.
+async fn members_of(scene: &Scene, conversation: &str) -> usize {
+    scene.ada.get(&format!("/conversations/{conversation}")).await["members"].as_array().unwrap().len()
+}
+
+/// Waits until what Ada says on Matrix has come: all before it is applied.
+async fn caught_up(scene: &Scene, conversation: &str, ada: &MatrixClient, room: &str, text: &str) {
+    ada.say(room, text).await.unwrap();
+    eventually("what is said on Matrix comes", || async {
+        let newest = scene.ada.get(&format!("/conversations/{conversation}/messages?limit=1")).await;
+        (newest["messages"][0]["plaintext"] == text).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changed_here_while_the_room_was_asked_is_newer_than_its_answer() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let scene = Scene::new(&home).await;
+    let patient = [("MATRIX_SYNC_ENABLED", "true"), ("OUTBOX_LEASE", "40s"), ("OUTBOX_HTTP_TIMEOUT", "30s")];
+    let _worker = scene.worker_with(&patient).await;
+    let (ada, grace) = (home.member(&scene.ada).await, home.member(&scene.grace).await);
+    let (conversation, room) = scene.begun().await;
+    ada.join(&room).await.unwrap();
+    grace.join(&room).await.unwrap();
+    caught_up(&scene, &conversation, &ada, &room, "before").await;
+    // Grace leaves; the room is asked, and says so. Before its answer is heard she is removed and added here.
+    let held = fake.on(Kind::GetState).hold_answer().once();
+    grace.leave(&room).await.unwrap();
+    held.arrived().await;
+    for (method, status) in [("DELETE", 204), ("PUT", 200)] {
+        assert_eq!(change(&scene, method, &conversation, &scene.grace).await, status);
+        scene.drained().await;
+    }
+    held.release();
+    caught_up(&scene, &conversation, &ada, &room, "after").await;
+    assert_eq!(members_of(&scene, &conversation).await, 2, "an old answer removed her again");
+    scene.drained().await;
+    let stays = stays(&fake.timeline(&room), &scene.grace, &home.address.server_name);
+    assert_eq!(stays, ["invite", "join", "leave", "invite"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_left_and_came_back_before_anybody_looked_never_left() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let scene = Scene::new(&home).await;
+    let patient = [("MATRIX_SYNC_ENABLED", "true"), ("OUTBOX_LEASE", "40s"), ("OUTBOX_HTTP_TIMEOUT", "30s")];
+    let _worker = scene.worker_with(&patient).await;
+    let (ada, grace) = (home.member(&scene.ada).await, home.member(&scene.grace).await);
+    let (conversation, room) = scene.begun().await;
+    ada.join(&room).await.unwrap();
+    grace.join(&room).await.unwrap();
+    caught_up(&scene, &conversation, &ada, &room, "before").await;
+    let held = fake.on(Kind::Sync).hold().once();
+    ada.say(&room, "ends the sync that is under way").await.unwrap();
+    held.arrived().await;
+    grace.leave(&room).await.unwrap();
+    ada.invite(&room, grace.user_id()).await.unwrap();
+    grace.join(&room).await.unwrap();
+    held.release();
+    caught_up(&scene, &conversation, &ada, &room, "after").await;
+    assert_eq!(members_of(&scene, &conversation).await, 2);
+    let left = "select count(*) from conversation_members where removed_seq is not null";
+    assert_eq!(scene.database.count(left).await, 0);
 }

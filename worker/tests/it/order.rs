@@ -43,7 +43,7 @@ const CLIENTS: usize = 8;
 /// The clients' work, entered into the record.
 async fn clients(plan: Plan, scene: &Scene, asked: &Asked) -> Work {
     let Plan { seed, operations, conversations, ahead, .. } = plan;
-    let traffic = Traffic { seed, clients: CLIENTS, operations, conversations, ahead };
+    let traffic = Traffic { seed, clients: CLIENTS, operations, conversations, ahead, guests: true };
     traffic.begin(&Front::at(&scene.api.url()), asked).await
 }
 

@@ -83,7 +83,8 @@ async fn after_an_outage_one_lane_goes_first() {
     let fake = FakeHomeserver::start().await;
     let home = Home::of(&fake).await;
     let scene = Scene::new(&home).await;
-    let worker = scene.worker().await;
+    // It must not give up what is held here.
+    let worker = scene.patient_worker().await;
     let conversations = begun(&scene, 20).await;
     fake.set_down(true).await;
     let messages = one_each(&scene, &conversations, "words").await;

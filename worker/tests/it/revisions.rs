@@ -133,7 +133,7 @@ async fn what_was_certainly_refused_waits_again_and_is_still_changed_in_place() 
     let scene = Scene::new(&home).await;
     let _worker = scene.slow_worker().await;
     let (conversation, room) = scene.begun().await;
-    fake.on_send().fail(429).retry_after(Duration::from_secs(3)).once();
+    fake.on_send().fail(429).retry_after(Duration::from_secs(10)).once();
     let edited = id(&scene.ada.post(&conversation, "words one").await.expect(201));
     scene.attempted("refused", 1).await;
     scene.ada.edit(&edited, "words two").await.expect(200);

@@ -79,7 +79,7 @@ impl Scene {
 
     /// A worker that waits long after a failure, so that a test may act before the next attempt.
     pub(crate) async fn slow_worker(&self) -> Program {
-        self.worker_with(&[("OUTBOX_BACKOFF", "3s")]).await
+        self.worker_with(&[("OUTBOX_BACKOFF", "15s")]).await
     }
 
     /// A worker with other options.
@@ -104,9 +104,9 @@ impl Scene {
         (conversation, room)
     }
 
-    /// Lets ten seconds pass: what waits after a failure is due.
+    /// Lets twenty seconds pass: what waits after a failure is due.
     pub(crate) async fn later(&self) {
-        self.database.advance(Duration::from_secs(10)).await;
+        self.database.advance(Duration::from_secs(20)).await;
     }
 
     /// Waits until nothing is left to do.

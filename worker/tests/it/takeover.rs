@@ -149,7 +149,10 @@ async fn the_evidence_of_a_late_finisher_is_kept_although_it_settles_nothing() {
     assert_eq!(scene.database.count("select count(*) from attempts").await, 0);
     assert_eq!(delivered["matrix"]["event_id"], json!(fake.timeline(room_of(&delivered)).last().unwrap().event_id));
     assert!((metric(&cut_off, "outbox_fenced_settles_total").await - 1.0).abs() < 0.1);
-    assert!(cut_off.log().iter().any(|line| line.contains("keeping the evidence only")));
+    eventually("the log says so", || async {
+        cut_off.log().iter().any(|line| line.contains("keeping the evidence only")).then_some(())
+    })
+    .await;
     repeated.release();
     let next = post(&scene, &asked, &conversation, "next").await;
     scene.ada.delivered(&next).await;
@@ -188,7 +191,8 @@ async fn a_wait_survives_its_worker_and_the_next_attempt_comes_at_its_time_from_
     let sends = sends(&fake);
     assert_eq!((sends[1].status, &sends[1].txn), (Some(502), &sends[2].txn));
     assert!(sends[2].at_ms + 5 >= due_at, "it came {} ms too early", due_at - sends[2].at_ms);
-    assert!(sends[2].at_ms < due_at + 2500, "it came {} ms late", sends[2].at_ms - due_at);
+    // Less than once more the wait, however busy the machine.
+    assert!(sends[2].at_ms < due_at + 10_000, "it came {} ms late", sends[2].at_ms - due_at);
     assert_eq!(
         shape(&fake.timeline(&room)),
         ["begun", "words", "behind 0", "behind 1", "behind 2", "behind 3", "behind 4"]
@@ -391,7 +395,8 @@ async fn how_long_a_request_may_be_on_its_way_counts_from_the_last_attempt() {
     scene.attempted("ambiguous", 2).await;
     drop(first);
     let _second = on_another_device(&home, &scene).await;
-    scene.later().await;
+    // Its second wait is over, and the minute since is not.
+    scene.database.advance(Duration::from_secs(40)).await;
     scene.attempted("refused", 1).await;
     assert_eq!(sends(&fake).len(), 3, "it was put again, although the last attempt may be on its way");
     travels.release();

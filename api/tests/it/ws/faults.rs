@@ -97,7 +97,8 @@ async fn while_the_database_is_away_clients_stay_and_hear_the_rest_afterwards() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_does_not_read_is_closed_delays_nobody_and_resumes() {
     const MESSAGES: usize = 600;
-    let scene = Scene::with(&[("WS_WRITE_TIMEOUT", "500ms")]).await;
+    // Long enough for who reads on a busy machine.
+    let scene = Scene::with(&[("WS_WRITE_TIMEOUT", "3s")]).await;
     let mut slow = scene.grace.listen(None).await;
     let mut quick = scene.ada.listen(None).await;
     // More than the buffers of both sockets hold.
@@ -144,7 +145,7 @@ async fn a_client_that_does_not_read_is_closed_delays_nobody_and_resumes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_reads_after_it_was_given_up_learns_why() {
-    let scene = Scene::with(&[("WS_WRITE_TIMEOUT", "2s")]).await;
+    let scene = Scene::with(&[("WS_WRITE_TIMEOUT", "5s")]).await;
     let mut slow = scene.grace.listen(None).await;
     let text = "y".repeat(19_000);
     // It stops reading until the server gives up, and then reads on, while the server still tries to tell why.

@@ -1,7 +1,7 @@
 //! Messages that are sent over the WebSocket, by the rules of `POST /messages`.
 
 use serde_json::{Value, json};
-use shared::testing::{nova::NovaUser, websocket::Socket};
+use shared::testing::{PATIENCE, nova::NovaUser, websocket::Socket};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::Scene;
@@ -137,4 +137,28 @@ async fn what_is_no_request_is_refused_and_the_connection_stays() {
     }
     socket.say(&send(&scene, "r", "and yet")).await;
     assert_eq!(answer(&mut socket, "r").await["type"], "ack");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_sends_without_a_pause_is_told_what_happens_all_the_same() {
+    const AHEAD: usize = 50;
+    let scene = Scene::new().await;
+    let mut socket = scene.ada.listen(None).await;
+    // There is always a request that was not read yet; the news come between their answers.
+    let (mut sent, mut answered) = (0, 0);
+    let told = async {
+        loop {
+            while sent < answered + AHEAD {
+                sent += 1;
+                socket.say(&send(&scene, &format!("r{sent}"), &format!("number {sent}"))).await;
+            }
+            let frame = socket.frame().await;
+            match frame["type"].as_str() {
+                Some("ack") => answered += 1,
+                _ => return frame,
+            }
+        }
+    };
+    let frame = tokio::time::timeout(PATIENCE, told).await.unwrap();
+    assert_eq!((&frame["type"], &frame["message"]["plaintext"]), (&json!("MessageNew"), &json!("number 1")));
 }

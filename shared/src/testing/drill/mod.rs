@@ -146,6 +146,7 @@ async fn play_round(scenario: Scenario, seed: u64, operations: usize, faults: us
         conversations: (operations / 100).clamp(4, 20),
         // While the homeserver is away nothing is delivered, and clients go on writing.
         ahead: if scenario == Scenario::Outage { usize::MAX } else { 20 },
+        guests: true,
     };
     let work = traffic.begin(&stage.front, &asked).await;
     scenarios::disturb(scenario, &mut stage, &work, Bout { operations, faults }).await;

@@ -2,14 +2,15 @@
 use std::time::Duration;
 
 use shared::{
-    chat,
+    chat::{self, Content, MessageKind},
+    inbound::{self, Applied, Inbox, Incoming, What},
     outbox::{self, Settlement},
     testing::PATIENCE,
 };
 use sqlx::{Connection as _, PgConnection};
 use tokio::time::timeout;
 
-use super::world::{End, Lane, Worker, World, pid, settlement};
+use super::world::{End, Lane, SENDER, Worker, World, event_of, pid, room, settlement};
 
 /// From now on `outbox_now()` waits, in sessions that set `test.stalls`, for the lock that is returned. Volatile, so that
 /// the planner does not call it: it is called when the statement has its snapshot, and has locked nothing yet.
@@ -328,4 +329,48 @@ async fn a_write_waits_for_another_of_its_conversation() {
     first.commit().await.unwrap();
     let later = timeout(Duration::from_mins(1), later).await.unwrap().unwrap();
     assert!(earlier.seq < later.seq);
+}
+
+#[tokio::test]
+async fn an_echo_whose_operation_is_settled_while_it_looks_is_known_as_ours() {
+    let lane = World::with_lane().await;
+    let worker = Worker::new();
+    let posted = lane.post("words").await;
+    let claimed = lane.claim(&worker, 1).await;
+    let what = What::Message {
+        kind: MessageKind::Text,
+        content: Content::plain("words"),
+        reply_to: None,
+        thread_of: None,
+        mentioned: Vec::new(),
+    };
+    let echo = Incoming {
+        event_id: event_of(posted.outbox_id),
+        room_id: room(),
+        sender: SENDER.parse().unwrap(),
+        sent_at_ms: 1000,
+        marker: Some(posted.outbox_id),
+        transaction_id: None,
+        what,
+    };
+    // The echo finds no evidence, and then waits for this before it looks for the operation.
+    let mut settling = lane.world.begin().await;
+    sqlx::query("lock table withdrawn_operations in access exclusive mode").execute(&mut *settling).await.unwrap();
+    let mut tx = lane.world.begin().await;
+    let reader = pid(&mut tx).await;
+    let (keys, conversation_id) = (lane.world.keys.clone(), lane.id);
+    let applied = tokio::spawn(async move {
+        let mut turn = chat::lock_conversation(&mut tx, conversation_id).await.unwrap().unwrap();
+        let service_user = SENDER.parse().unwrap();
+        let inbox = Inbox { keys: &keys, service_user: &service_user, calls: true };
+        let applied = inbound::apply(&mut tx, &mut turn, inbox, &echo).await.unwrap();
+        tx.commit().await.unwrap();
+        applied
+    });
+    lane.world.until_blocked(reader).await;
+    let settled = outbox::settle(&mut settling, worker.id, &[settlement(&claimed, End::Delivered)]).await.unwrap();
+    assert_eq!(settled.finished, 1);
+    settling.commit().await.unwrap();
+    assert_eq!(applied.await.unwrap(), Applied::Echo(false));
+    lane.sound().await;
 }

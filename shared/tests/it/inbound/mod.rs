@@ -4,12 +4,16 @@ use shared::{
     calls::{self, CallSignal, SignalKind},
     chat::{self, Content, MessageKind, NewMessage},
     ids::{ConversationId, EventId, LaneId, MatrixUserId, MessageId, OutboxId, RoomId, UserId},
-    inbound::{self, Applied, Asked, Inbox, Incoming, Membership, What},
+    inbound::{self, Applied, Inbox, Incoming, What},
     outbox::{self, Evidence, Kind, Operation},
     seal::KeyRing,
     testing::{database::TestDatabase, nova::CONTENT_KEYS},
 };
 use sqlx::Row as _;
+
+mod leader;
+mod people;
+mod threads;
 
 const SERVER: &str = "nova.test";
 
@@ -295,6 +299,17 @@ async fn edits_that_are_redacted_do_not_count_when_a_newer_one_is_redacted_too()
 }
 
 #[tokio::test]
+async fn an_edit_from_another_room_than_its_messages_changes_nothing_in_either_order() {
+    let events = |scene: &Scene| {
+        let message = scene.said("message", "first");
+        let elsewhere = RoomId::from(format!("!before-{}", scene.conversation_id));
+        let edit = Incoming { room_id: elsewhere, ..scene.edited("edit", 2000, &message, "second") };
+        vec![message, edit]
+    };
+    in_every_order(events, &says("first", 1)).await;
+}
+
+#[tokio::test]
 async fn what_waits_and_cannot_be_opened_keeps_nothing_from_being_applied() {
     let mut scene = Scene::new().await;
     let message = scene.said("message", "first");
@@ -343,23 +358,6 @@ async fn what_edits_an_edit_or_is_by_another_sender_or_relates_to_nonsense_is_re
 }
 
 #[tokio::test]
-async fn an_answer_to_what_comes_later_is_joined_to_it() {
-    let scene = Scene::new().await;
-    let message = scene.said("message", "question");
-    let mut answer = scene.said("answer", "answer");
-    let What::Message { reply_to, .. } = &mut answer.what else { unreachable!() };
-    *reply_to = Some(message.event_id.clone());
-    scene.apply(&answer).await;
-    scene.apply(&message).await;
-    let messages = scene.messages().await;
-    let question = messages.iter().find(|m| m.event_id.as_ref() == Some(&message.event_id)).unwrap().message_id;
-    assert_eq!(
-        messages.iter().find(|m| m.event_id.as_ref() == Some(&answer.event_id)).unwrap().reply_to,
-        Some(question)
-    );
-}
-
-#[tokio::test]
 async fn an_echo_settles_by_its_marker_or_by_its_transaction_id_and_only_once() {
     let scene = Scene::new().await;
     for by_marker in [true, false] {
@@ -376,6 +374,14 @@ async fn an_echo_settles_by_its_marker_or_by_its_transaction_id_and_only_once() 
     assert_eq!(scene.messages().await.len(), 2);
     let open: i32 = sqlx::query_scalar("select open from lanes").fetch_one(&scene.database.pool).await.unwrap();
     assert_eq!(open, 0);
+}
+
+#[tokio::test]
+async fn an_echo_without_its_content_is_known_by_its_event() {
+    let scene = Scene::new().await;
+    let (_, _, event_id) = scene.delivered("words").await;
+    // Somebody has redacted it, and we ask with another device than the one that sent it.
+    assert_eq!(scene.apply(&scene.echo(&event_id, None, None)).await, Applied::Echo(false));
 }
 
 #[tokio::test]
@@ -413,36 +419,6 @@ async fn what_a_rooms_ruler_redacts_of_ours_is_deleted_and_only_its_edits_are_re
     assert_eq!(scene.waiting().await, [("redact".to_owned(), Some(edit.as_uuid()))]);
     assert_ne!(send, edit);
     assert_eq!(scene.apply(&redaction).await, Applied::Duplicate);
-}
-
-#[tokio::test]
-async fn a_membership_that_ours_outdates_changes_nothing() {
-    let scene = Scene::new().await;
-    let left = |id: &str, now: Option<Asked>| {
-        let what = What::Member {
-            user: MatrixUserId::of(scene.grace, SERVER),
-            membership: Membership::Leave,
-            display_name: None,
-            now,
-        };
-        scene.event(id, 1000, what)
-    };
-    let is_member = || async {
-        let mut conn = scene.database.pool.acquire().await.unwrap();
-        chat::is_member(&mut conn, scene.conversation_id, scene.grace).await.unwrap()
-    };
-    // The room was not asked; or it says that she is in by now.
-    assert_eq!(scene.apply(&left("unasked", None)).await, Applied::Unchanged);
-    let in_it = Asked { membership: Some(Membership::Join), seq: i64::MAX };
-    assert_eq!(scene.apply(&left("old", Some(in_it))).await, Applied::Unchanged);
-    // She was added after the room was asked.
-    let before = Asked { membership: Some(Membership::Leave), seq: 0 };
-    assert_eq!(scene.apply(&left("outdated", Some(before))).await, Applied::Unchanged);
-    assert!(is_member().await);
-    let out = Asked { membership: Some(Membership::Leave), seq: i64::MAX };
-    assert_eq!(scene.apply(&left("left", Some(out))).await, Applied::Changed);
-    assert!(!is_member().await);
-    assert_eq!(scene.waiting().await, [], "nothing of it goes out");
 }
 
 #[tokio::test]
