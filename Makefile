@@ -23,9 +23,12 @@ down: ## stop what `make up` started; its data stays
 build: ## build the programs: api, worker, outboxctl
 	cargo build $(ALL) --bins
 
-test: ## run every test, on a Postgres and a Synapse of its own; TEST_ARGS go to cargo test
+# With TEST_ARGS somebody looks for certain tests only.
+test: ## run every test, on servers of its own, and `calls`; with TEST_ARGS only those that cargo test then runs
+	$(if $(TEST_ARGS),,@$(STACK) calls --prepare)
 	cargo test $(ALL) --no-run
 	$(STACK) test -- cargo test $(ALL) $(TEST_ARGS)
+	$(if $(TEST_ARGS),,@$(STACK) calls)
 
 calls: build ## let a real browser and a real Matrix client call each other; CALLS_ARGS: --only N
 	@$(STACK) calls $(CALLS_ARGS)

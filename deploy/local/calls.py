@@ -108,7 +108,7 @@ def run(only: list[int]) -> int:
 
 
 def tools() -> tuple[str, str]:
-    """Node and a browser; the modules and the TURN server are there as well then."""
+    """Node and a browser. What is missing is installed, or named: these, the TURN server, and Node's modules."""
     node = _node()
     coturn.program()
     browser = _browser()
