@@ -12,18 +12,19 @@ import shutil
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 import coturn
 from coturn import Coturn
 from matrix import MatrixClient, register
 from postgres import apt_install
-from processes import StartFailed, adopt_orphans, free_port, ignore_signals, stop_orphans
-from programs import SERVICE_USER, mint_token
+from processes import StartFailed, adopt_orphans, free_port, ignore_signals, stop_orphans, tail
+from programs import DATABASE, SERVICE_USER, mint_token
 from runs import run_command, temporary
 from service import Service, write_private
 from synapse import SERVER_NAME, Synapse, locked
-from web import Json, Refused
+from web import Json, Refused, text
 from whole import LOCAL, Stack, say
 
 HERE = Path(__file__).resolve().parent / "calls"
@@ -34,8 +35,14 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PACKAGES = ("chromium", "fonts-dejavu-core")
 NODE_HINT = f'Node.js {OLDEST_NODE} or newer, with npm, was not found. Install it (https://nodejs.org), or put it on PATH'
 BROWSER_HINT = 'no Chromium was found. Install it (Debian: package "chromium"), or put it on PATH'
-# Session descriptions have no place in what is printed, whoever logged them.
-UNPRINTED = ("candidate:", "v=0", "ice-pwd")
+# Descriptions have no place in what is printed, whoever logged them; and of our own logs only what is usual is shown.
+UNPRINTED = ("candidate:", "v=0", "ice-pwd", '"level":"TRACE"', '"level":"DEBUG"')
+
+
+# What every description or candidate holds; also as Postgres shows bytes.
+_PLAIN_WORDS = (b"a=ice-ufrag", b"a=fingerprint", b"typ relay")
+_WORDS = (*_PLAIN_WORDS, *(word.hex().encode() for word in _PLAIN_WORDS))
+_TABLES = "select tablename from pg_tables where schemaname = 'public'"
 
 
 class CallStack(Stack):
@@ -74,6 +81,8 @@ def run(only: list[int]) -> int:
     """Plays the calls, or those of these numbers; returns the exit code."""
     adopt_orphans()
     node, browser = tools()
+    # Logs must not hold what is said in calls, whatever they are asked to tell.
+    os.environ.setdefault("RUST_LOG", "trace")
     print("Calls between a browser and a Matrix client\n", flush=True)
     with temporary("matrix-outbox-calls-") as directory:
         stack = CallStack(directory)
@@ -91,7 +100,7 @@ def run(only: list[int]) -> int:
                 "slow_port": stack.slow_port,
                 "relay_ports": stack.coturn.relay_ports,
             }
-            code = play(node, directory, setting)
+            code = play(node, directory, setting) or _look_for_descriptions(stack)
             if code != 0:
                 _show_logs(stack)
                 print("\nThe calls are NOT as they have to be.", file=sys.stderr)
@@ -142,6 +151,34 @@ def play(node: str, directory: Path, setting: Json) -> int:
     return run_command([node, str(DRIVER), str(file)], {"HOME": str(home), "TMPDIR": str(home)})
 
 
+def _look_for_descriptions(stack: CallStack) -> int:
+    """Nobody but Matrix and those who call may have a description or a candidate readable. Returns the exit code."""
+    if not _found(stack.synapse.directory.glob("homeserver.db*")):
+        print("       the homeserver's own database has no descriptions: this looks for the wrong words")
+        return 1
+    rows = stack.directory / "rows"
+    with open(rows, "w") as dump:
+        for table in stack.postgres.run_sql("-c", _TABLES, database=DATABASE).splitlines():
+            copy = f'copy (select t::text from "{table}" t) to stdout'
+            dump.write(stack.postgres.run_sql("-c", copy, database=DATABASE))
+    metrics = stack.directory / "metrics"
+    metrics.write_text("".join(text(f"{program.url}/metrics") for program in (stack.api, stack.worker)))
+    places = _found([rows, metrics, stack.api.log, stack.worker.log])
+    for place in places:
+        print(f"       a description or a candidate can be read in {place.name}")
+    if not places:
+        say("   in no row, log or metric can a description or a candidate be read")
+    return 1 if places else 0
+
+
+def _found(files: Iterable[Path]) -> list[Path]:
+    return [file for file in files if _speaks(file.read_bytes())]
+
+
+def _speaks(content: bytes) -> bool:
+    return any(word in content for word in _WORDS)
+
+
 def _show_logs(stack: CallStack) -> None:
     logs = [(service.title, service.log_tail()) for service in stack.services if service.launched]
     clients = sorted(stack.directory.glob("*.log"))
@@ -149,7 +186,7 @@ def _show_logs(stack: CallStack) -> None:
     sys.stdout.flush()
     for title, text in logs:
         lines = (line for line in text.splitlines() if not any(word in line for word in UNPRINTED))
-        print(StartFailed(title, "the end of its log", "\n".join(lines)).report(), file=sys.stderr)
+        print(f"{title}, the end of its log:{tail(chr(10).join(lines))}", file=sys.stderr)
 
 
 def _node() -> str:

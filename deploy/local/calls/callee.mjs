@@ -57,6 +57,17 @@ const methods = {
         expect(callId).hangup("user_hangup", false);
     },
 
+    /** Puts the other side on hold, for which both have to negotiate. */
+    async hold({ callId }) {
+        expect(callId).setRemoteOnHold(true);
+    },
+
+    /** What the other side's streams are said to be. */
+    async remote({ callId }) {
+        const feeds = expect(callId).getRemoteFeeds();
+        return feeds.map((feed) => ({ audio: feed.isAudioMuted(), video: feed.isVideoMuted(), purpose: feed.purpose }));
+    },
+
     async statistics({ callId }) {
         return summary((await expect(callId).getCurrentCallStats()) ?? []);
     },
@@ -102,7 +113,7 @@ async function remember(url, options) {
     const [, type] = /\/send\/(m\.call\.[a-z_.]+)\//.exec(String(url)) ?? [];
     if (type) {
         const content = JSON.parse(options.body);
-        const sdp = content.offer?.sdp ?? content.answer?.sdp ?? null;
+        const { sdp = null } = content.offer ?? content.answer ?? content.description ?? {};
         sent.push({
             type,
             callId: content.call_id,

@@ -105,9 +105,9 @@ async function play(world, only) {
         try {
             const note = await scenario(world);
             await complain(world);
-            console.log(`   ok  ${number}  ${title} (${[`${seconds()} s`, note].filter(Boolean).join("; ")})`);
+            console.log(`   ok  ${String(number).padStart(2)}  ${title} (${[`${seconds()} s`, note].filter(Boolean).join("; ")})`);
         } catch (error) {
-            console.log(`   NOT ${number}  ${title} (${seconds()} s)`);
+            console.log(`   NOT ${String(number).padStart(2)}  ${title} (${seconds()} s)`);
             throw error;
         }
     }

@@ -79,21 +79,30 @@ function agrees(found, callId, sides) {
 }
 
 /** The one invite: for whom, for how long, and with exactly the caller's offer. */
-export function invite([event], { invitee, offerHash }) {
+export function invite([event], { invitee, offerHash, streams, longest = LONGEST_RING_MS }) {
     const { content } = event;
     same("m.call.invite: invitee", content.invitee, invitee);
     same("m.call.invite: offer.type", content.offer.type, "offer");
     same("m.call.invite: hash of offer.sdp", sdpHash(content.offer.sdp), offerHash);
-    holds(`m.call.invite: 0 < lifetime ≤ ${LONGEST_RING_MS}: ${content.lifetime}`, whole(content.lifetime));
-    holds("m.call.invite: lifetime is not too long", content.lifetime > 0 && content.lifetime <= LONGEST_RING_MS);
+    same("m.call.invite: sdp_stream_metadata", content.sdp_stream_metadata, streams);
+    const { lifetime } = content;
+    const fits = Number.isInteger(lifetime) && lifetime > 0 && lifetime <= longest;
+    holds(`m.call.invite: lifetime is from 1 to ${longest}: ${lifetime}`, fits);
 }
-
-const whole = (number) => Number.isInteger(number);
 
 /** The one answer, with exactly the callee's SDP. */
 export function answer([event], answerHash) {
     same("m.call.answer: answer.type", event.content.answer.type, "answer");
     same("m.call.answer: hash of answer.sdp", sdpHash(event.content.answer.sdp), answerHash);
+}
+
+/** Offers and answers within a call: each exactly as its maker made it, and said how long it counts. */
+export function negotiations(found, descriptions) {
+    const said = found.map(({ content }) => [content.description.type, sdpHash(content.description.sdp)]);
+    same("m.call.negotiate: types and hashes of description.sdp", said, descriptions);
+    for (const { content } of found) {
+        holds("m.call.negotiate: lifetime", Number.isInteger(content.lifetime) && content.lifetime > 0);
+    }
 }
 
 export function selected([event], party) {

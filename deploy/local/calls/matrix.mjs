@@ -64,10 +64,14 @@ export class MatrixUser {
         });
     }
 
-    /** The hash of the SDP that it sent with the event of this type, and how many candidates that held. */
+    /** The hash of the SDP that it sent with the first event of this type, and how many candidates that held. */
     async sentSdp(callId, type) {
+        return (await this.sent(callId, type))[0];
+    }
+
+    async sent(callId, type) {
         const events = await this.ask("sent", { callId });
-        return events.find((event) => event.type === type);
+        return events.filter((event) => event.type === type);
     }
 
     /** The m.call.* events of a call, as they stand in the room, oldest first. */

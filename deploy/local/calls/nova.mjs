@@ -23,7 +23,7 @@ export class NovaUser {
         return this.page.evaluate(([name, argument]) => window.nova[name](argument), [method, given]);
     }
 
-    place = (conversationId) => this.ask("place", { conversationId });
+    place = (conversationId, more = {}) => this.ask("place", { conversationId, ...more });
     answer = (callId) => this.ask("answer", { callId });
     reject = (callId) => this.ask("reject", { callId });
     hangup = (callId) => this.ask("hangup", { callId });

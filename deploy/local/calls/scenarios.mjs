@@ -3,6 +3,9 @@
 import * as expect from "./expectations.mjs";
 import { holds, same, until } from "./waiting.mjs";
 
+// What the API takes at least.
+const SHORTEST_RING_MS = 30_000;
+
 export const SCENARIOS = [
     ["a browser calls a Matrix client, which answers; the browser hangs up", (world) => answered(world, "ada")],
     ["a browser calls a Matrix client, which answers, and hangs up", (world) => answered(world, "grace")],
@@ -13,19 +16,21 @@ export const SCENARIOS = [
     ["a browser calls a Matrix client whose TURN is slow: candidates travel as events", slow],
     ["a browser calls a browser; the Matrix client that rings too is told so", betweenBrowsers],
     ["a browser calls a browser while the homeserver stands still", withoutHomeserver],
+    ["a browser calls a Matrix client; each changes the call, and says what it mutes", changed],
+    ["a browser calls a Matrix client, which never answers", unanswered],
     ["a Matrix client calls a Matrix client, and the API tells of it", (world) => betweenMatrixClients(world.other)],
 ];
 
 /** Ada calls, and Grace's Matrix client rings. */
-async function ring(world) {
+async function ring(world, more) {
     const { ada, grace } = world;
-    const { call, sdpHash, partyId } = await ada.place(world.conversationId);
+    const { call, sdpHash, partyId, streams } = await ada.place(world.conversationId, more);
     same("the new call", [call.status, call.direction, call.origin], ["ringing", "outgoing", "nova"]);
     same("the new call's parties", [call.initiator_id, call.invitee_id, call.party_id], [ada.id, grace.id, partyId]);
     world.calls.add(call.id);
     await grace.matrix.comesTo(call.id, "ringing");
     await expect.descriptions(grace, call.id, { offerHash: sdpHash });
-    return { id: call.id, offerHash: sdpHash, party: partyId, invitee: grace.matrix.userId };
+    return { id: call.id, offerHash: sdpHash, party: partyId, streams, invitee: grace.matrix.userId };
 }
 
 async function answered(world, whoHangsUp) {
@@ -112,6 +117,8 @@ async function cancelled(world) {
     const both = { status: "ended", reason: "user_hangup", answered_by: null, ended_by: ada.id };
     await expect.report(ada, call.id, { ...both, direction: "outgoing", missed: false });
     await expect.report(grace, call.id, { ...both, direction: "incoming", missed: true });
+    const { calls: missed } = await grace.request("GET", "/calls?missed=true&limit=1");
+    same("the newest call that Grace missed", missed[0].id, call.id);
     await expect.frames(world, grace, call.id, { CallInvite: 1 }, { ended: "user_hangup" });
 }
 
@@ -233,7 +240,7 @@ async function withoutHomeserver(world) {
     homeserver.freeze();
     try {
         const { call: placed, sdpHash: offerHash, partyId: party } = await ada.place(world.conversationId);
-        call = { id: placed.id, party, offerHash, invitee: grace.matrix.userId };
+        call = { id: placed.id, party };
         world.calls.add(call.id);
         await grace.sees(call.id, { ringing: true, offerHash });
         const { partyId } = await grace.answer(call.id);
@@ -267,6 +274,64 @@ async function withoutHomeserver(world) {
     });
     holds("the invite was not lost", ["delivered", "cancelled", "expired"].includes(delivery));
     return `${note}; the invite was ${delivery}`;
+}
+
+async function changed(world) {
+    const { ada, grace } = world;
+    const call = await ring(world);
+    await grace.matrix.answer(call.id);
+    const note = await expect.mediaFlows(world, [ada, call.id], [grace.matrix, call.id]);
+
+    await ada.ask("stopCamera", { callId: call.id });
+    await ada.sees(call.id, { directions: "sendrecv recvonly" });
+    await grace.matrix.ask("hold", { callId: call.id });
+    await ada.sees(call.id, { directions: "recvonly recvonly" });
+    const { streams } = await ada.ask("mute", { callId: call.id });
+    const shown = () => grace.matrix.ask("remote", { callId: call.id });
+    await until("Grace's Matrix client shows that Ada is muted", async () => {
+        const feeds = await shown();
+        return feeds.length === 1 && feeds[0].audio && feeds[0].video && feeds[0].purpose === "m.usermedia";
+    });
+
+    const told = { invite: 1, select_answer: 1, negotiate: 2, sdp_stream_metadata_changed: 1, candidates: 1 };
+    const our = expect.ours(world, call.party, { ...told, hangup: [0, 1] });
+    const changes = { negotiate: 2, sdp_stream_metadata_changed: 1 };
+    const their = expect.theirs(world, { answer: 1, ...changes });
+    const found = await expect.events(world, call.id, our, their);
+    expect.invite(found(our, "invite"), call);
+    const { negotiated, theirStreams } = await ada.ask("view", { callId: call.id });
+    const order = ["our offer", "their answer", "their offer", "our answer"];
+    same("who negotiated what", negotiated.map(([what]) => what), order);
+    const [ourOffer, theirAnswer, theirOffer, ourAnswer] = negotiated.map(([, hash]) => hash);
+    expect.negotiations(found(our, "negotiate"), [["offer", ourOffer], ["answer", ourAnswer]]);
+    expect.negotiations(found(their, "negotiate"), [["answer", theirAnswer], ["offer", theirOffer]]);
+    const sent = await grace.matrix.sent(call.id, "m.call.negotiate");
+    same("hashes of what the Matrix client sent", sent.map(({ sdpHash }) => sdpHash), [theirAnswer, theirOffer]);
+    const metadata = ({ content }) => content.sdp_stream_metadata;
+    same("what our streams are", found(our, "sdp_stream_metadata_changed").map(metadata), [streams]);
+    same("what their streams are", found(their, "sdp_stream_metadata_changed").map(metadata), [theirStreams]);
+
+    await ada.hangup(call.id);
+    await grace.matrix.comesTo(call.id, "ended", { party: "remote", reason: "user_hangup" });
+    await expect.frames(world, ada, call.id, { CallSignalViaMatrix: 3 }, { ended: "user_hangup" });
+    return note;
+}
+
+async function unanswered(world) {
+    const { ada, grace } = world;
+    const call = await ring(world, { lifetimeMs: SHORTEST_RING_MS });
+    await ada.sees(call.id, { status: "ended", reason: "invite_timeout", connection: "closed" });
+    await grace.matrix.comesTo(call.id, "ended");
+
+    // Its own clock may have ended the client's ringing; whose has not, has this to hear.
+    const our = expect.ours(world, call.party, { invite: 1, hangup: 1 });
+    const found = await expect.events(world, call.id, our, expect.theirs(world, {}));
+    expect.invite(found(our, "invite"), { ...call, longest: SHORTEST_RING_MS });
+    same("m.call.hangup: reason", found(our, "hangup")[0].content.reason, "invite_timeout");
+    const both = { status: "ended", reason: "invite_timeout", answered_by: null, ended_by: null };
+    await expect.report(ada, call.id, { ...both, direction: "outgoing", missed: false });
+    await expect.report(grace, call.id, { ...both, direction: "incoming", missed: true });
+    await expect.frames(world, grace, call.id, { CallInvite: 1 }, { ended: "invite_timeout" });
 }
 
 /** Grace and Linus have a conversation of their own, in whose room they call each other. We only look on. */

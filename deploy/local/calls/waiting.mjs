@@ -18,9 +18,13 @@ export async function until(what, ask, seconds = PATIENCE_SECONDS) {
 }
 
 export function same(what, actual, expected) {
-    const [is, should] = [JSON.stringify(actual), JSON.stringify(expected)];
+    const [is, should] = [JSON.stringify(actual, ordered), JSON.stringify(expected, ordered)];
     if (is !== should) throw new Fault(`${what} is ${brief(is)}, and should be ${brief(should)}`);
 }
+
+/** For JSON.stringify: fields by their names, since their order says nothing. */
+export const ordered = (_, value) =>
+    value && typeof value === "object" && !Array.isArray(value) ? Object.fromEntries(Object.entries(value).sort()) : value;
 
 export function holds(what, condition) {
     if (!condition) throw new Fault(`it does not hold: ${what}`);

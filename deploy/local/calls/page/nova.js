@@ -32,7 +32,7 @@ class Nova {
     }
 
     /** Calls; resolves with the answer to the request. */
-    async place({ conversationId }) {
+    async place({ conversationId, lifetimeMs }) {
         // What comes for the call may come before the answer that names it.
         const placed = Promise.withResolvers();
         this.#work = this.#work.then(() => placed.promise);
@@ -41,11 +41,17 @@ class Nova {
             await this.#equip(call);
             await call.peer.setLocalDescription(await call.peer.createOffer());
             const sdp = call.peer.localDescription.sdp;
-            const body = { conversation_id: conversationId, party_id: call.partyId, sdp_offer: sdp };
+            const body = {
+                conversation_id: conversationId,
+                party_id: call.partyId,
+                sdp_offer: sdp,
+                sdp_stream_metadata: streams(call),
+                ...(lifetimeMs && { lifetime_ms: lifetimeMs }),
+            };
             const answer = await this.#ask("CallInitiate", "/calls/initiate", body);
             this.calls.set(answer.id, Object.assign(call, { id: answer.id, status: answer.status, mayTrickle: true }));
             this.#sendCandidates(call);
-            return { call: answer, sdpHash: await hash(sdp), partyId: call.partyId };
+            return { call: answer, sdpHash: await hash(sdp), partyId: call.partyId, streams: streams(call) };
         } finally {
             placed.resolve();
         }
@@ -58,11 +64,29 @@ class Nova {
         await this.#useEarly(call);
         await call.peer.setLocalDescription(await call.peer.createAnswer());
         const sdp = call.peer.localDescription.sdp;
-        const body = { party_id: call.partyId, sdp_answer: sdp };
+        const body = { party_id: call.partyId, sdp_answer: sdp, sdp_stream_metadata: streams(call) };
         const answer = await this.#ask("CallAnswer", `/calls/${callId}/answer`, body, callId);
         call.mayTrickle = true;
         this.#sendCandidates(call);
-        return { call: answer, sdpHash: await hash(sdp), partyId: call.partyId };
+        return { call: answer, sdpHash: await hash(sdp), partyId: call.partyId, streams: streams(call) };
+    }
+
+    /** Stops sending pictures, for which both sides have to negotiate. */
+    async stopCamera({ callId }) {
+        const call = this.calls.get(callId);
+        const camera = call.peer.getTransceivers().find(({ sender }) => sender.track?.kind === "video");
+        camera.direction = "recvonly";
+        await call.peer.setLocalDescription(await call.peer.createOffer());
+        await this.#negotiate(call);
+    }
+
+    /** Says that it is muted; nothing has to be negotiated for that. */
+    async mute({ callId }) {
+        const call = this.calls.get(callId);
+        call.muted = true;
+        const body = { party_id: call.partyId, sdp_stream_metadata: streams(call) };
+        await this.#ask("CallMetadata", `/calls/${callId}/metadata`, body, callId);
+        return { streams: streams(call) };
     }
 
     async reject({ callId }) {
@@ -83,8 +107,10 @@ class Nova {
     view({ callId }) {
         const call = this.calls.get(callId);
         if (!call) return null;
-        const { status, reason, ringing, offerHash, answerHash, peer } = call;
-        return { status, reason, ringing, offerHash, answerHash, connection: peer?.connectionState ?? null };
+        const { status, reason, ringing, offerHash, answerHash, negotiated, theirStreams, peer } = call;
+        const connection = peer?.connectionState ?? null;
+        const directions = (peer?.getTransceivers() ?? []).map(({ currentDirection }) => currentDirection).join(" ");
+        return { status, reason, ringing, offerHash, answerHash, negotiated, theirStreams, connection, directions };
     }
 
     // Frames.
@@ -112,6 +138,9 @@ class Nova {
             case "CallCandidates":
                 if (!mine) await this.#candidates(frame);
                 return;
+            case "CallSignal":
+                if (!mine) await this.#signal(frame);
+                return;
             case "CallUpdated":
                 this.#updated(frame.call);
         }
@@ -138,6 +167,25 @@ class Nova {
         const call = this.#call(frame.call_id);
         call.early.push(frame);
         if (call.peer?.remoteDescription) await this.#useEarly(call);
+    }
+
+    async #signal({ call_id: callId, party_id: partyId, kind, content }) {
+        const call = this.#call(callId);
+        if (!call.peer || partyId !== call.theirParty) return;
+        if (kind === "sdp_stream_metadata_changed") call.theirStreams = content.sdp_stream_metadata;
+        if (kind !== "negotiate") return;
+        call.negotiated.push([`their ${content.description.type}`, await hash(content.description.sdp)]);
+        await call.peer.setRemoteDescription(content.description);
+        if (content.description.type !== "offer") return;
+        await call.peer.setLocalDescription(await call.peer.createAnswer());
+        await this.#negotiate(call);
+    }
+
+    async #negotiate(call) {
+        const { type, sdp } = call.peer.localDescription;
+        call.negotiated.push([`our ${type}`, await hash(sdp)]);
+        const body = { party_id: call.partyId, description: { type, sdp }, sdp_stream_metadata: streams(call) };
+        await this.#ask("CallNegotiate", `/calls/${call.id}/negotiate`, body, call.id);
     }
 
     /** Candidates may come before the description that they belong to. */
@@ -235,7 +283,13 @@ class Nova {
 }
 
 function newCall() {
-    return { id: null, status: null, reason: null, ringing: false, early: [], found: [], mayTrickle: false };
+    const lists = { early: [], found: [], negotiated: [] };
+    return { id: null, status: null, reason: null, ringing: false, mayTrickle: false, muted: false, ...lists };
+}
+
+/** What the streams that a call sends are. */
+function streams({ media, muted }) {
+    return { [media.id]: { purpose: "m.usermedia", audio_muted: muted, video_muted: muted } };
 }
 
 function refused(what, problem) {
