@@ -3,7 +3,7 @@
 use std::{str::FromStr, sync::Arc};
 
 use axum::{
-    body::Bytes,
+    body::{Bytes, HttpBody as _},
     extract::{FromRequest, FromRequestParts, Path, Request},
     http::{StatusCode, header, request::Parts},
 };
@@ -40,6 +40,22 @@ impl<T: DeserializeOwned> FromRequest<Arc<State>> for JsonBody<T> {
             }
         })?;
         parse(&bytes).map(Self)
+    }
+}
+
+/// A JSON body in which nothing is required: none at all is an empty one.
+#[derive(Debug)]
+pub(crate) struct OptionalJsonBody<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<State>> for OptionalJsonBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &Arc<State>) -> Result<Self, Self::Rejection> {
+        let has_body = request.body().size_hint().exact() != Some(0);
+        if !has_body && !request.headers().contains_key(header::CONTENT_TYPE) {
+            return parse(b"{}").map(Self);
+        }
+        JsonBody::from_request(request, state).await.map(|JsonBody(body)| Self(body))
     }
 }
 

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use axum::{Router, extract::DefaultBodyLimit, http::StatusCode};
 use metrics_exporter_prometheus::PrometheusHandle;
 use shared::{
-    config::{WebSocketConfig, programs::ApiSettings},
+    config::{CallLimits, IceConfig, MatrixVoipConfig, WebSocketConfig, programs::ApiSettings},
     database::{self, Limits},
     seal::KeyRing,
     token::Tokens,
@@ -22,6 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_http::{catch_panic::CatchPanicLayer, timeout::TimeoutLayer};
 
 mod auth;
+mod calls;
 mod content;
 mod conversations;
 mod extract;
@@ -30,9 +31,11 @@ mod messages;
 mod preferences;
 mod problem;
 mod reactions;
+mod request_limits;
 mod transaction;
 mod ws;
 
+use request_limits::RequestLimits;
 use ws::hub::Hub;
 
 /// A request that takes longer is told to come back: its connection may hang on a database that will not answer.
@@ -54,6 +57,10 @@ struct State {
     keys: KeyRing,
     tokens: Tokens,
     matrix_enabled: bool,
+    voip: MatrixVoipConfig,
+    ice: IceConfig,
+    call_limits: CallLimits,
+    request_limits: RequestLimits,
     lane_limit: i32,
     /// Wakes workers.
     wake: Wake,
@@ -114,6 +121,10 @@ impl App {
             keys: config.content_keys,
             tokens: Tokens::new(&config.jwt_secret),
             matrix_enabled: config.matrix_enabled,
+            voip: config.voip,
+            ice: config.ice,
+            call_limits: config.call_limits,
+            request_limits: RequestLimits::new(config.api.requests_per_second),
             lane_limit: config.api.lane_limit,
             wake,
             tell,
@@ -144,11 +155,13 @@ impl App {
             .merge(conversations::routes())
             .merge(messages::routes())
             .merge(reactions::routes())
+            .merge(calls::routes())
             .merge(ws::routes())
             .merge(health::routes())
             .fallback(problem::no_such_route)
             .method_not_allowed_fallback(problem::method_not_allowed)
             .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+            .layer(axum::middleware::from_fn_with_state(Arc::clone(&self.state), request_limits::limit))
             // The last is outermost: a panic and a timeout become problems, and whatever came of it is counted.
             .layer(CatchPanicLayer::custom(problem::panicked))
             .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, REQUEST_TIMEOUT))

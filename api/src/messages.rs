@@ -40,8 +40,8 @@ pub(crate) fn routes() -> Router<Arc<State>> {
 }
 
 /// How soon a request that waits for its delivery looks again; twice as late each time, up to the second.
-const LOOK_FIRST_AFTER: Duration = Duration::from_millis(25);
-const LOOK_AT_LEAST_EVERY: Duration = Duration::from_millis(250);
+pub(crate) const LOOK_FIRST_AFTER: Duration = Duration::from_millis(25);
+pub(crate) const LOOK_AT_LEAST_EVERY: Duration = Duration::from_millis(250);
 
 /// How many of those who reacted with one key are named.
 const NAMED_REACTORS: usize = 20;

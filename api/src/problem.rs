@@ -1,6 +1,6 @@
 //! Errors as clients see them: RFC 9457 `application/problem+json` with a stable `code`, all made in one table.
 
-use std::any::Any;
+use std::{any::Any, time::Duration};
 
 use axum::{
     Json,
@@ -11,15 +11,18 @@ use axum::{
 };
 use serde::Serialize;
 use shared::{
+    call_limits::{LimitError, Role},
+    calls::{self, CallError},
     chat::{self, ChatError},
     database,
     idempotency::IdempotencyError,
     seal::SealError,
+    turn::TurnError,
 };
 use uuid::Uuid;
 
 /// How long a client should wait before it repeats a request that met an absent database, in seconds.
-const RETRY_AFTER_SECONDS: &str = "2";
+const RETRY_AFTER_SECONDS: u64 = 2;
 
 /// What is wrong with one field of a request.
 #[derive(Debug, Clone, Serialize)]
@@ -45,6 +48,23 @@ pub(crate) enum ApiError {
     AnotherRevision(i32),
     /// The message has as many reactions as it takes.
     TooManyReactions,
+    /// The call is between others.
+    NotInCall,
+    /// The call is over.
+    CallEnded,
+    /// Another device's answer counts.
+    AnsweredElsewhere,
+    /// Not in the call's present state.
+    IllegalCallState,
+    /// The device's name is another user's in this call.
+    PartyTaken,
+    /// The device has named as many candidates as are taken.
+    TooManyCandidates,
+    /// There were as many as are allowed in this time.
+    RateLimited {
+        why: String,
+        retry_after: Duration,
+    },
     /// Made on Matrix by the user's own account there.
     MadeOnMatrix,
     /// An idempotency key that cannot be used now, or not for this.
@@ -107,6 +127,54 @@ impl From<ChatError> for ApiError {
     }
 }
 
+impl From<CallError> for ApiError {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::NoSuchCall => Self::NotFound("call"),
+            CallError::NotAMember => Self::NotAMember,
+            CallError::NotInCall => Self::NotInCall,
+            CallError::Ended => Self::CallEnded,
+            CallError::AnsweredElsewhere => Self::AnsweredElsewhere,
+            CallError::IllegalState => Self::IllegalCallState,
+            CallError::PartyTaken => Self::PartyTaken,
+            CallError::NoSuchParty => Self::invalid("party_id", error.to_string()),
+            CallError::NoSuchInvitee => Self::invalid("invitee", error.to_string()),
+            CallError::TooManyCandidates => Self::TooManyCandidates,
+            CallError::TooLarge => {
+                let reason = format!("must be at most {} bytes in an event", calls::MAX_SIGNAL_BYTES);
+                Self::TooLarge(FieldProblem { field: "body".to_owned(), reason })
+            }
+            CallError::Damaged => Self::Internal(error.into()),
+            CallError::Seal(error) => error.into(),
+            CallError::Database(error) => error.into(),
+        }
+    }
+}
+
+impl From<LimitError> for ApiError {
+    fn from(error: LimitError) -> Self {
+        match error {
+            LimitError::Reached { role, limit, retry_after } => {
+                let why = match role {
+                    Role::Caller => format!("you may place {limit} calls in a minute"),
+                    Role::Callee => format!("whom you call may be rung for {limit} calls in a minute"),
+                };
+                Self::RateLimited { why, retry_after }
+            }
+            LimitError::Database(error) => error.into(),
+        }
+    }
+}
+
+impl From<TurnError> for ApiError {
+    fn from(error: TurnError) -> Self {
+        match error {
+            TurnError::Seal(error) => error.into(),
+            TurnError::Database(error) => error.into(),
+        }
+    }
+}
+
 impl From<IdempotencyError> for ApiError {
     fn from(error: IdempotencyError) -> Self {
         match error {
@@ -136,6 +204,9 @@ pub(crate) struct Problem {
     errors: Vec<FieldProblem>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error_id: Option<Uuid>,
+    /// Where the time is known: when to try again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after_seconds: Option<u64>,
 }
 
 impl Problem {
@@ -148,7 +219,13 @@ impl Problem {
             detail: detail.into(),
             errors: Vec::new(),
             error_id: None,
+            retry_after_seconds: None,
         }
+    }
+
+    fn with_retry_after(mut self, retry_after: Duration) -> Self {
+        self.retry_after_seconds = Some(retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0));
+        self
     }
 
     fn with_errors(mut self, errors: Vec<FieldProblem>) -> Self {
@@ -160,10 +237,11 @@ impl Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let retry_after = self.retry_after_seconds.unwrap_or(RETRY_AFTER_SECONDS);
         let mut response = (status, Json(self)).into_response();
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if status == StatusCode::SERVICE_UNAVAILABLE || status == StatusCode::TOO_MANY_REQUESTS {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(retry_after));
         }
         if status == StatusCode::UPGRADE_REQUIRED {
             response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
@@ -229,6 +307,38 @@ impl ApiError {
                 "Made on Matrix",
                 "your account on Matrix made it; it can only be changed or removed with that account",
             ),
+            Self::NotInCall => {
+                Problem::new(StatusCode::FORBIDDEN, "not_in_call", "Not in the call", "the call is between others")
+            }
+            Self::CallEnded => Problem::new(StatusCode::CONFLICT, "call_ended", "The call is over", "the call is over"),
+            Self::AnsweredElsewhere => Problem::new(
+                StatusCode::CONFLICT,
+                "answered_elsewhere",
+                "Answered elsewhere",
+                "another device answered the call",
+            ),
+            Self::IllegalCallState => Problem::new(
+                StatusCode::CONFLICT,
+                "illegal_call_state",
+                "Not now",
+                "this is not possible in the call's present state, or not for this side of it",
+            ),
+            Self::PartyTaken => Problem::new(
+                StatusCode::CONFLICT,
+                "party_taken",
+                "The party id is taken",
+                "another user has this party id in this call; choose another",
+            ),
+            Self::TooManyCandidates => Problem::new(
+                StatusCode::CONFLICT,
+                "too_many_candidates",
+                "Too many candidates",
+                format!("a device may name {} candidates in a call", calls::MAX_CANDIDATES),
+            ),
+            Self::RateLimited { why, retry_after } => {
+                Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", "Too many requests", why)
+                    .with_retry_after(retry_after)
+            }
             Self::AnotherRevision(revision) => Problem::new(
                 StatusCode::PRECONDITION_FAILED,
                 "another_revision",

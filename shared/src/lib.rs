@@ -5,6 +5,7 @@
 //! made of is in `testing`, behind the feature of that name.
 
 pub mod audit;
+pub mod call_limits;
 pub mod calls;
 pub mod chat;
 pub mod config;
@@ -22,4 +23,5 @@ pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod token;
+pub mod turn;
 pub mod wake;

@@ -30,6 +30,7 @@ use crate::{
     members::{self, Change, Changed},
     prepare::{self, Prepared},
     room::{RoomError, RoomStep, Rooms},
+    signalling,
     verdict::{self, History, Verdict},
 };
 
@@ -351,6 +352,7 @@ impl Deliverer {
             return Ok(Ended::untried(outcome));
         };
         let event_id = self.put(sending, room_id, operation.outbox_id, &prepared).await?;
+        signalling::candidates_sent(operation, &prepared.content);
         Ok(Ended::well(Outcome::Delivered { event_id, room_id: room_id.clone() }))
     }
 
@@ -597,6 +599,8 @@ fn report(
     ended: &Ended,
     took: Duration,
 ) {
+    let error = ended.attempt.as_ref().and_then(|attempt| attempt.detail.as_deref());
+    signalling::report(operation, &ended.outcome, error);
     let Some(attempt) = &ended.attempt else { return };
     let kind = operation.kind.as_str();
     let outcome = ended.outcome.as_str();

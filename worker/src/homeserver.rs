@@ -24,6 +24,7 @@ use ruma::{
             room::create_room,
             state::{get_state_event_for_key, get_state_events, send_state_event},
             sync::sync_events,
+            voip::get_turn_server_info,
         },
         error::{Error as MatrixError, ErrorBody, ErrorKind, FromHttpResponseError, RetryAfter},
     },
@@ -31,11 +32,12 @@ use ruma::{
     serde::Raw,
 };
 use ruma_client::{Client, HttpClient};
-use secrecy::ExposeSecret as _;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::value::RawValue;
 use shared::{
     config::MatrixConfig,
     ids::{EventId, MatrixUserId, OutboxId, RoomId},
+    turn::{Answer, Credentials},
 };
 
 use crate::{
@@ -388,6 +390,20 @@ impl Homeserver {
     pub(crate) async fn upload_limit(&self) -> Result<u64, Failure> {
         let answer = self.ask(get_media_config::v1::Request::new()).await?;
         Ok(answer.upload_size.into())
+    }
+
+    /// Its TURN servers, with credentials for them.
+    pub(crate) async fn turn_servers(&self) -> Result<Answer, Failure> {
+        let answer = match self.client.send_request(get_turn_server_info::v3::Request::new()).await {
+            // It answers with nothing at all when it has none.
+            Err(ruma_client::Error::FromHttpResponse(FromHttpResponseError::Deserialization(_))) => Ok(None),
+            answer => answer.map(Some),
+        };
+        let Some(answer) = self.heard(answer, Limited::Apart)? else { return Ok(Answer::default()) };
+        let good = !answer.uris.is_empty() && !answer.ttl.is_zero();
+        let credentials =
+            good.then(|| Credentials { username: answer.username, password: SecretString::from(answer.password) });
+        Ok(Answer { uris: answer.uris, credentials, ttl: answer.ttl })
     }
 
     /// Sends an event under a transaction id.

@@ -42,8 +42,10 @@ mod maintenance;
 mod members;
 mod prepare;
 mod room;
+mod signalling;
 mod status;
 mod sync;
+mod turn;
 mod verdict;
 
 use backend::Batches;
@@ -169,12 +171,17 @@ async fn deliver_until(
             homeserver: homeserver.clone(),
             rooms: Arc::clone(&rooms),
             config: matrix.sync.clone(),
+            calls: matrix.voip.enabled,
             worker_id,
             tell: tell.clone(),
             look: Arc::clone(&look),
         };
         tokio::spawn(sync::run(sync, stop.clone()))
     });
+    if matrix.voip.turn_from_homeserver {
+        let refreshing = turn::run(pool.clone(), keys.clone(), homeserver.clone());
+        tokio::spawn(stop.clone().run_until_cancelled_owned(refreshing));
+    }
     let deliverer = Arc::new(Deliverer {
         keys,
         rooms,

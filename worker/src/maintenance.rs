@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use shared::{calls, database, events, idempotency, inbound, outbox};
+use shared::{call_limits, calls, database, events, idempotency, inbound, outbox};
 use sqlx::PgPool;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -43,7 +43,13 @@ pub(crate) async fn run(pool: PgPool, events_retention: Duration, signals: Signa
             Err(error) => tracing::warn!(%error, "calls that nobody answered are not ended; trying again"),
         }
         match outbox::expire(&pool, BATCH).await {
-            Ok(expired) => metrics::counter!("outbox_expired_total").increment(expired),
+            Ok(expired) => {
+                metrics::counter!("outbox_expired_total").increment(expired.operations);
+                metrics::counter!("matrix_voip_invite_failed_total", "reason" => "expired").increment(expired.invites);
+                if expired.operations > 0 {
+                    signals.tell.committed();
+                }
+            }
             Err(error) => tracing::warn!(%error, "expiry failed; trying again"),
         }
         if round.is_multiple_of(FORGET_EVERY)
@@ -73,6 +79,7 @@ async fn forget(pool: &PgPool, older_than: Duration) -> Result<(), sqlx::Error> 
 async fn tidy(pool: &PgPool) -> Result<(), sqlx::Error> {
     database::add_attempt_partitions(pool).await?;
     while idempotency::forget(pool, BATCH).await? == u64::try_from(BATCH).unwrap_or(0) {}
+    while call_limits::forget(pool, BATCH).await? == u64::try_from(BATCH).unwrap_or(0) {}
     let mut conn = pool.acquire().await?;
     while inbound::forget_parked(&mut conn, PARKED_FOR_DAYS, BATCH).await? == u64::try_from(BATCH).unwrap_or(0) {}
     Ok(())

@@ -8,6 +8,7 @@ use shared::{
 
 use super::calls::CallFrame;
 use crate::{
+    calls::CallBody,
     conversations::ConversationBody,
     messages::{MatrixBody, MessageBody, ReactionBody},
     problem::Problem,
@@ -38,7 +39,8 @@ pub(crate) enum Frame {
     Ack {
         request_id: String,
         status: u16,
-        message: Box<MessageBody>,
+        #[serde(flatten)]
+        done: Done,
     },
     /// What the client sent was refused.
     #[serde(rename = "error")]
@@ -84,6 +86,12 @@ pub(crate) enum Frame {
     },
     ReactionAdded(ReactionFrame),
     ReactionRemoved(ReactionFrame),
+    /// A call came to another status, or its invite did on the way to Matrix.
+    CallUpdated {
+        cursor: Position,
+        conversation_id: ConversationId,
+        call: Box<CallBody>,
+    },
     #[serde(untagged)]
     Call {
         #[serde(flatten)]
@@ -91,6 +99,14 @@ pub(crate) enum Frame {
         cursor: Position,
         conversation_id: ConversationId,
     },
+}
+
+/// What was done, as it is now.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Done {
+    Message(Box<MessageBody>),
+    Call(Box<CallBody>),
 }
 
 /// A reaction that came or went.
@@ -157,6 +173,7 @@ impl Frame {
             Self::MemberRemoved { .. } => "MemberRemoved",
             Self::ReactionAdded(_) => "ReactionAdded",
             Self::ReactionRemoved(_) => "ReactionRemoved",
+            Self::CallUpdated { .. } => "CallUpdated",
             Self::Call { call, .. } => call.name(),
         }
     }

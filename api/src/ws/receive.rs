@@ -1,12 +1,15 @@
 //! What clients send.
 
+use axum::http::StatusCode;
 use serde_json::{Map, Value};
 use shared::ids::UserId;
 use tokio::time::timeout;
 
-use super::frames::Frame;
+use super::frames::{Done, Frame};
 use crate::{
-    REQUEST_TIMEOUT, State, extract,
+    REQUEST_TIMEOUT, State,
+    calls::{self, CallBody, PostCall, Said},
+    extract,
     messages::{self, PostMessage},
     preferences::IdempotencyKey,
     problem::ApiError,
@@ -35,18 +38,62 @@ async fn perform(
     let id = id
         .ok_or_else(|| ApiError::invalid("request_id", format!("must be a text of 1 to {MAX_REQUEST_ID_LEN} bytes")))?;
     let request_id = request_id.insert(id).clone();
-    if take(&mut fields, "type")?.as_deref() != Some("MessageSend") {
-        return Err(ApiError::invalid("type", "must be MessageSend"));
-    }
+    state.request_limits.count(user_id)?;
+    let name = take(&mut fields, "type")?.unwrap_or_default();
     let key = take(&mut fields, "idempotency_key")?;
     if let Some(key) = &key {
         IdempotencyKey::check("idempotency_key", key)?;
     }
-    // What is left is the body of a POST.
-    let new: PostMessage = extract::from_value(Value::Object(fields))?;
-    let posted = timeout(REQUEST_TIMEOUT, messages::post_and_read(state, user_id, key.as_deref(), &new)).await;
-    let (status, message) = posted.map_err(|_| ApiError::Unavailable(sqlx::Error::PoolTimedOut))??;
-    Ok(Frame::Ack { request_id, status: status.as_u16(), message: Box::new(message) })
+    let done = timeout(REQUEST_TIMEOUT, request(state, user_id, &name, key.as_deref(), fields)).await;
+    let (status, done) = done.map_err(|_| ApiError::Unavailable(sqlx::Error::PoolTimedOut))??;
+    Ok(Frame::Ack { request_id, status: status.as_u16(), done })
+}
+
+/// Does what the POST of the same meaning does; its body is what is left of the fields.
+async fn request(
+    state: &State,
+    user_id: UserId,
+    name: &str,
+    key: Option<&str>,
+    fields: Map<String, Value>,
+) -> Result<(StatusCode, Done), ApiError> {
+    match name {
+        "MessageSend" => {
+            let new: PostMessage = extract::from_value(Value::Object(fields))?;
+            let (status, message) = messages::post_and_read(state, user_id, key, &new).await?;
+            Ok((status, Done::Message(Box::new(message))))
+        }
+        "CallInitiate" => {
+            let new: PostCall = extract::from_value(Value::Object(fields))?;
+            let done = calls::place(state, user_id, key, new).await?;
+            Ok((done.status, Done::Call(Box::new(CallBody::read_by(user_id, *done.call)))))
+        }
+        "CallAnswer" => say::<calls::Answer>(state, user_id, key, fields).await,
+        "CallCandidates" => say::<calls::Candidates>(state, user_id, key, fields).await,
+        "CallSelectAnswer" => say::<calls::SelectAnswer>(state, user_id, key, fields).await,
+        "CallNegotiate" => say::<calls::Negotiate>(state, user_id, key, fields).await,
+        "CallMetadata" => say::<calls::NewMetadata>(state, user_id, key, fields).await,
+        "CallHangup" => say::<calls::Hangup>(state, user_id, key, fields).await,
+        "CallReject" => say::<calls::Reject>(state, user_id, key, fields).await,
+        _ => Err(ApiError::invalid(
+            "type",
+            "must be MessageSend, CallInitiate, CallAnswer, CallCandidates, CallSelectAnswer, CallNegotiate, \
+             CallMetadata, CallHangup or CallReject",
+        )),
+    }
+}
+
+async fn say<T: Said>(
+    state: &State,
+    user_id: UserId,
+    key: Option<&str>,
+    mut fields: Map<String, Value>,
+) -> Result<(StatusCode, Done), ApiError> {
+    let call_id = take(&mut fields, "call_id")?.and_then(|id| id.parse().ok());
+    let call_id = call_id.ok_or_else(|| ApiError::invalid("call_id", "must be the id of a call"))?;
+    let said: T = extract::from_value(Value::Object(fields))?;
+    let done = calls::say(state, user_id, key, call_id, said).await?;
+    Ok((done.status, Done::Call(Box::new(CallBody::read_by(user_id, *done.call)))))
 }
 
 /// Takes an optional text out of the fields.

@@ -6,7 +6,7 @@ use shared::{
     calls::{self, CallError},
     chat,
     events::{Entry, EventKind},
-    ids::{ConversationId, MessageId, ReactionId, SignalId, UserId},
+    ids::{CallId, ConversationId, MessageId, ReactionId, SignalId, UserId},
     seal::KeyRing,
 };
 use sqlx::PgConnection;
@@ -15,7 +15,10 @@ use super::{
     calls::CallFrame,
     frames::{Frame, ReactionFrame},
 };
-use crate::messages::{MatrixBody, MessageBody, ReactionBody};
+use crate::{
+    calls::{CallBody, takes_part},
+    messages::{MatrixBody, MessageBody, ReactionBody},
+};
 
 /// Renders events, in their order, for one reader. To be called in the transaction that has read them: what the reader may
 /// see was decided by its snapshot. What cannot be shown any more is left out.
@@ -27,7 +30,7 @@ pub(crate) async fn render(
 ) -> Result<Vec<Frame>, sqlx::Error> {
     let mut rows = Rows::default();
     for (conversation_id, wanted) in Wanted::of(entries) {
-        rows.read(conn, keys, conversation_id, wanted).await?;
+        rows.read(conn, keys, reader, conversation_id, wanted).await?;
     }
     Ok(entries.iter().filter_map(|entry| rows.frame(reader, entry)).collect())
 }
@@ -38,6 +41,7 @@ struct Wanted {
     messages: BTreeSet<MessageId>,
     reactions: BTreeSet<ReactionId>,
     signals: BTreeSet<SignalId>,
+    calls: BTreeSet<CallId>,
     conversation: bool,
 }
 
@@ -62,7 +66,10 @@ impl Wanted {
                     wanted.signals.insert(entry.subject_id.into());
                 }
                 Some(EventKind::ConversationNew) => wanted.conversation = true,
-                Some(EventKind::MemberAdded | EventKind::MemberRemoved | EventKind::CallUpdated) | None => {}
+                Some(EventKind::CallUpdated) => {
+                    wanted.calls.insert(entry.subject_id.into());
+                }
+                Some(EventKind::MemberAdded | EventKind::MemberRemoved) | None => {}
             }
         }
         all
@@ -75,6 +82,7 @@ struct Rows {
     messages: HashMap<MessageId, chat::Message>,
     reactions: HashMap<ReactionId, chat::StoredReaction>,
     signals: HashMap<SignalId, calls::StoredSignal>,
+    calls: HashMap<CallId, calls::Call>,
     conversations: HashMap<ConversationId, chat::Conversation>,
 }
 
@@ -83,6 +91,7 @@ impl Rows {
         &mut self,
         conn: &mut PgConnection,
         keys: &KeyRing,
+        reader: UserId,
         conversation_id: ConversationId,
         mut wanted: Wanted,
     ) -> Result<(), sqlx::Error> {
@@ -104,9 +113,15 @@ impl Rows {
             match calls::signal(conn, keys, conversation_id, signal_id).await {
                 Err(CallError::Database(error)) => return Err(error),
                 signal => {
-                    self.signals.extend(readable(signal).flatten().map(|signal| (signal_id, signal)));
+                    let signal = readable(signal).flatten().filter(|signal| signal.is_for(reader));
+                    self.signals.extend(signal.map(|signal| (signal_id, signal)));
                 }
             }
+        }
+        if !wanted.calls.is_empty() {
+            let ids: Vec<CallId> = wanted.calls.into_iter().collect();
+            let found = calls::calls_of(conn, conversation_id, &ids, reader).await?.into_iter();
+            self.calls.extend(found.filter(|call| takes_part(call, reader)).map(|call| (call.call_id, call)));
         }
         if wanted.conversation {
             let found = chat::conversations_of(conn, &[conversation_id]).await?;
@@ -137,12 +152,15 @@ impl Rows {
             }
             EventKind::MemberAdded => Frame::MemberAdded { cursor, conversation_id, user_id: subject_id.into() },
             EventKind::MemberRemoved => Frame::MemberRemoved { cursor, conversation_id, user_id: subject_id.into() },
-            EventKind::CallUpdated => return None,
             EventKind::ReactionAdded => Frame::ReactionAdded(self.reaction(reader, entry)?),
             EventKind::ReactionRemoved => Frame::ReactionRemoved(self.reaction(reader, entry)?),
             EventKind::CallSignal => {
                 let call = CallFrame::of(self.signals.get(&subject_id.into())?.clone())?;
                 Frame::Call { call, cursor, conversation_id }
+            }
+            EventKind::CallUpdated => {
+                let call = self.calls.get(&subject_id.into())?.clone();
+                Frame::CallUpdated { cursor, conversation_id, call: Box::new(CallBody::read_by(reader, call)) }
             }
         })
     }

@@ -3,9 +3,11 @@
 
 mod atomicity;
 mod bad_input;
+mod calls;
 mod compatibility;
 mod conversations;
 mod conversing;
 mod idempotency;
 mod pages;
+mod request_limits;
 mod ws;

@@ -1,5 +1,7 @@
 //! How calls end, and what Matrix hears of it.
 
+use std::time::Duration;
+
 use sqlx::PgConnection;
 
 use super::{
@@ -39,6 +41,9 @@ pub(super) async fn end(
         Ender::Nobody => None,
     };
     row::ended(conn, turn.conversation_id, call.call_id, reason, by, replaced_by, turn.at).await?;
+    if let Some(took) = call.answered_at.and_then(|answered_at| Duration::try_from(turn.at - answered_at).ok()) {
+        metrics::histogram!("matrix_voip_call_duration_seconds").record(took.as_secs_f64());
+    }
     carry::take_back(conn, turn, call.call_id).await?;
     let closing = closing(conn, turn, call, reason, ender).await?;
     // What our own clients see is what was done here; what goes to Matrix may be another word for it.

@@ -21,6 +21,7 @@ pub(super) struct Row {
     pub(super) answered_origin: Option<Origin>,
     pub(super) send_outbox_id: Option<OutboxId>,
     pub(super) ring_until: OffsetDateTime,
+    pub(super) answered_at: Option<OffsetDateTime>,
 }
 
 impl Row {
@@ -47,7 +48,7 @@ pub(super) async fn load(
         select call_id as "call_id: CallId", matrix_call_id, origin as "origin: Origin", status as "status: Status",
             initiator_id as "initiator_id: UserId", invitee_id as "invitee_id: UserId", matrix_party_id,
             answered_by as "answered_by: UserId", answered_party_id, answered_origin as "answered_origin: Origin",
-            send_outbox_id as "send_outbox_id: OutboxId", ring_until
+            send_outbox_id as "send_outbox_id: OutboxId", ring_until, answered_at
         from calls
         where conversation_id = $1 and call_id = $2
         "#,
@@ -66,7 +67,7 @@ pub(super) async fn live(conn: &mut PgConnection, conversation_id: ConversationI
         select call_id as "call_id: CallId", matrix_call_id, origin as "origin: Origin", status as "status: Status",
             initiator_id as "initiator_id: UserId", invitee_id as "invitee_id: UserId", matrix_party_id,
             answered_by as "answered_by: UserId", answered_party_id, answered_origin as "answered_origin: Origin",
-            send_outbox_id as "send_outbox_id: OutboxId", ring_until
+            send_outbox_id as "send_outbox_id: OutboxId", ring_until, answered_at
         from calls
         where conversation_id = $1 and status <> 'ended'
         order by seq

@@ -11,10 +11,14 @@ use url::Url;
 
 use crate::{ids::MatrixUserId, seal::KeyRing};
 
+mod calls;
 pub mod programs;
 mod sync;
 mod websocket;
 
+pub use calls::{
+    CallLimitArgs, CallLimits, IceArgs, IceConfig, MatrixVoipConfig, TurnConfig, TurnCredentials, VoipArgs, VoipVersion,
+};
 pub use sync::{InvitePolicy, SyncArgs, SyncConfig};
 pub use websocket::{WebSocketArgs, WebSocketConfig};
 
@@ -116,6 +120,9 @@ pub struct MatrixArgs {
     /// How to read what happens there.
     #[command(flatten)]
     pub sync: SyncArgs,
+    /// Whether calls go there.
+    #[command(flatten)]
+    pub voip: VoipArgs,
 }
 
 /// How the API listens and wakes workers.
@@ -131,6 +138,10 @@ pub struct ApiArgs {
     /// Live operations of one conversation past which new messages are refused with 429 [default: 10000]
     #[arg(long, env = "OUTBOX_LANE_LIMIT", value_name = "N")]
     pub outbox_lane_limit: Option<String>,
+    /// Requests that one user may make of this process in a second, ten seconds' worth of them at once; 0 for no limit
+    /// [default: 0]
+    #[arg(long, env = "API_REQUESTS_PER_SECOND", value_name = "N")]
+    pub api_requests_per_second: Option<String>,
 }
 
 /// How the worker claims and sends.
@@ -197,6 +208,8 @@ pub struct MatrixConfig {
     pub allow_token_without_device: bool,
     /// How to read what happens there.
     pub sync: SyncConfig,
+    /// Whether calls go there.
+    pub voip: MatrixVoipConfig,
 }
 
 /// How the worker claims and sends.
@@ -235,6 +248,8 @@ pub struct ApiConfig {
     pub notify: bool,
     /// Live operations of one conversation past which new messages are refused.
     pub lane_limit: i32,
+    /// Requests that one user may make of this process in a second; none for as many as they like.
+    pub requests_per_second: Option<u32>,
 }
 
 /// Checks options one by one and keeps every problem, so that all are reported at once.
@@ -409,6 +424,7 @@ impl Checked {
         let allow =
             self.flag("MATRIX_ALLOW_TOKEN_WITHOUT_DEVICE", args.matrix_allow_token_without_device.as_ref(), false);
         let sync = self.sync(&args.sync);
+        let voip = self.voip(&args.voip, true);
         Some(MatrixConfig {
             homeserver_url: homeserver_url?,
             service_user: service_user?,
@@ -417,6 +433,7 @@ impl Checked {
             device_id,
             allow_token_without_device: allow?,
             sync: sync?,
+            voip: voip?,
         })
     }
 
@@ -425,7 +442,13 @@ impl Checked {
         let listen = self.address("API_LISTEN", args.api_listen.as_ref(), SocketAddr::from(([127, 0, 0, 1], 8080)));
         let notify = self.flag("OUTBOX_NOTIFY", args.outbox_notify.as_ref(), true);
         let lane_limit = self.number("OUTBOX_LANE_LIMIT", args.outbox_lane_limit.as_ref(), 10_000, 1, 1_000_000);
-        Some(ApiConfig { listen: listen?, notify: notify?, lane_limit: i32::try_from(lane_limit?).ok()? })
+        let requests = self.number("API_REQUESTS_PER_SECOND", args.api_requests_per_second.as_ref(), 0, 0, 1_000_000);
+        Some(ApiConfig {
+            listen: listen?,
+            notify: notify?,
+            lane_limit: i32::try_from(lane_limit?).ok()?,
+            requests_per_second: requests.map(|requests| (requests > 0).then_some(requests))?,
+        })
     }
 
     /// Checks how the worker claims and sends, and that its times fit each other.

@@ -4,9 +4,9 @@ use clap::Parser;
 use secrecy::SecretString;
 
 use super::{
-    ApiArgs, ApiConfig, Checked, ConfigProblem, ContentKeysArgs, DatabaseArgs, DatabaseConfig, DeliveryArgs,
-    DeliveryConfig, JwtArgs, LogArgs, LogFormat, MatrixArgs, MatrixConfig, MatrixEnabledArgs, WebSocketArgs,
-    WebSocketConfig,
+    ApiArgs, ApiConfig, CallLimitArgs, CallLimits, Checked, ConfigProblem, ContentKeysArgs, DatabaseArgs,
+    DatabaseConfig, DeliveryArgs, DeliveryConfig, IceArgs, IceConfig, JwtArgs, LogArgs, LogFormat, MatrixArgs,
+    MatrixConfig, MatrixEnabledArgs, MatrixVoipConfig, VoipArgs, WebSocketArgs, WebSocketConfig,
 };
 use crate::seal::KeyRing;
 
@@ -27,6 +27,12 @@ pub struct ApiCli {
     #[command(flatten)]
     matrix_enabled: MatrixEnabledArgs,
     #[command(flatten)]
+    voip: VoipArgs,
+    #[command(flatten)]
+    ice: IceArgs,
+    #[command(flatten)]
+    call_limits: CallLimitArgs,
+    #[command(flatten)]
     log: LogArgs,
 }
 
@@ -45,6 +51,12 @@ pub struct ApiSettings {
     pub jwt_secret: SecretString,
     /// Whether new messages go to Matrix.
     pub matrix_enabled: bool,
+    /// Whether calls go to Matrix.
+    pub voip: MatrixVoipConfig,
+    /// How clients reach each other in calls.
+    pub ice: IceConfig,
+    /// How many calls may be placed.
+    pub call_limits: CallLimits,
     /// How it logs.
     pub log: LogFormat,
 }
@@ -60,6 +72,9 @@ impl ApiCli {
         let content_keys = checked.content_keys(&self.content_keys);
         let jwt_secret = checked.jwt_secret(&self.jwt);
         let matrix_enabled = checked.matrix_enabled(&self.matrix_enabled);
+        let voip = checked.voip(&self.voip, matrix_enabled == Some(true));
+        let ice = checked.ice(&self.ice);
+        let call_limits = checked.call_limits(&self.call_limits);
         let settings = (|| {
             Some(ApiSettings {
                 api: api?,
@@ -68,6 +83,9 @@ impl ApiCli {
                 content_keys: content_keys?,
                 jwt_secret: jwt_secret?,
                 matrix_enabled: matrix_enabled?,
+                voip: voip?,
+                ice: ice?,
+                call_limits: call_limits?,
                 log: log?,
             })
         })();

@@ -5,10 +5,20 @@ use sqlx::PgPool;
 use super::{leave_lane, lock_lane};
 use crate::ids::{ConversationId, LaneId, OutboxId};
 
-/// Ends what is no longer worth sending and still waits; also while everything is paused. Returns how many.
+/// What expired.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Expired {
+    /// Operations.
+    pub operations: u64,
+    /// Invites to calls among them.
+    pub invites: u64,
+}
+
+/// Ends what is no longer worth sending and still waits; also while everything is paused. Returns how many, and how many of them were
+/// invites to calls.
 ///
 /// Call it again while it returns as many as `limit`.
-pub async fn expire(pool: &PgPool, limit: i64) -> Result<u64, sqlx::Error> {
+pub async fn expire(pool: &PgPool, limit: i64) -> Result<Expired, sqlx::Error> {
     let overdue = sqlx::query!(
         r#"
         select o.conversation_id as "conversation_id: ConversationId", o.lane_id as "lane_id: LaneId",
@@ -23,7 +33,7 @@ pub async fn expire(pool: &PgPool, limit: i64) -> Result<u64, sqlx::Error> {
     )
     .fetch_all(pool)
     .await?;
-    let mut expired = 0;
+    let mut expired = Expired::default();
     for row in overdue {
         let mut tx = pool.begin().await?;
         lock_lane(&mut tx, row.conversation_id, row.lane_id).await?;
@@ -43,7 +53,7 @@ pub async fn expire(pool: &PgPool, limit: i64) -> Result<u64, sqlx::Error> {
                     subject_id
                 from gone where kind in ('message', 'call_invite')
             )
-            select outbox_now() as "now!" from gone
+            select outbox_now() as "now!", kind = 'call_invite' as "invite!" from gone
             "#,
             row.conversation_id.as_uuid(),
             row.outbox_id.as_uuid(),
@@ -52,7 +62,8 @@ pub async fn expire(pool: &PgPool, limit: i64) -> Result<u64, sqlx::Error> {
         .await?;
         if let Some(gone) = gone {
             leave_lane(&mut tx, row.conversation_id, row.lane_id, 1, gone.now).await?;
-            expired += 1;
+            expired.operations += 1;
+            expired.invites += u64::from(gone.invite);
         }
         tx.commit().await?;
     }

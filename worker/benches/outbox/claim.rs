@@ -76,7 +76,8 @@ async fn pages(database: &Database) -> Pages {
         tx.rollback().await.unwrap();
         explained
     };
-    let arguments = format!("'{{{}}}', '{{{}}}', {OPERATIONS}, outbox_now()", conversations.join(","), lanes.join(","));
+    let arguments =
+        format!("'{{{}}}', '{{{}}}', {OPERATIONS}, outbox_now(), false", conversations.join(","), lanes.join(","));
     let reading = statements::explain(&mut conn, READING, &arguments).await;
     let whole = whole(database, &mut conn, &request).await;
     conn.close().await.unwrap();

@@ -12,6 +12,7 @@
 
 use clap::{Parser, ValueEnum};
 
+mod calls;
 mod chat;
 mod claim;
 mod database;
@@ -38,6 +39,8 @@ enum Section {
     Latency,
     /// From a commit to the frame at a client of another API process
     Ws,
+    /// From the commit of an invite to the homeserver, beside messages by the hundred thousand
+    Calls,
     /// Pages that a claim reads, by what the tables hold
     Claim,
     /// Pages that a claim reads while someone holds a snapshot
@@ -76,6 +79,7 @@ async fn main() {
             Section::Drain => drain::measure(options.quick).await,
             Section::Latency => latency::measure(options.quick).await,
             Section::Ws => ws::measure(options.quick).await,
+            Section::Calls => calls::measure(options.quick).await,
             Section::Claim => claim::measure(options.quick).await,
             Section::Snapshot => snapshot::measure(options.quick).await,
         });

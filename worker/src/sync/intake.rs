@@ -5,10 +5,11 @@ use std::{collections::BTreeMap, panic::AssertUnwindSafe, time::Duration};
 
 use futures_util::FutureExt as _;
 use shared::{
-    calls, chat,
+    calls::{self, SignalKind},
+    chat,
     failpoint::{Point, reach},
     ids::{ConversationId, EventId, RoomId},
-    inbound::{self, Applied, InboundError, Inbox, Incoming, Leadership},
+    inbound::{self, Applied, InboundError, Inbox, Incoming, Leadership, What},
     seal::KeyRing,
     wake::Wake,
 };
@@ -57,6 +58,8 @@ pub(super) struct Intake<'a> {
     pub(super) homeserver: &'a Homeserver,
     pub(super) tell: &'a Wake,
     pub(super) look: &'a Notify,
+    /// Whether calls over Matrix are taken.
+    pub(super) calls: bool,
 }
 
 /// What applying led to.
@@ -176,12 +179,13 @@ impl Intake<'_> {
         next_batch: Option<&str>,
         carefully: bool,
     ) -> Result<(), IntakeError> {
-        let inbox = Inbox { keys: self.keys, service_user: self.homeserver.service_user(), calls: true };
+        let inbox = Inbox { keys: self.keys, service_user: self.homeserver.service_user(), calls: self.calls };
         let mut tx = self.pool.begin().await?;
         let conversations: Vec<ConversationId> = items.iter().map(|(conversation_id, ..)| *conversation_id).collect();
         chat::line_up(&mut tx, &conversations).await?;
         let mut turn: Option<chat::Turn> = None;
         let mut applied = Vec::new();
+        let mut answers = 0;
         for (conversation_id, room_id, item) in items {
             if turn.as_ref().is_none_or(|turn| turn.conversation_id != *conversation_id) {
                 turn = chat::lock_conversation(&mut tx, *conversation_id).await?;
@@ -190,8 +194,15 @@ impl Intake<'_> {
             let Some(turn) = &mut turn else { continue };
             reach(Point::EventApplies);
             match item {
-                Item::Event(event) if carefully => applied.push(one_carefully(&mut tx, turn, inbox, event).await?),
-                Item::Event(event) => applied.push(inbound::apply(&mut tx, turn, inbox, event).await?),
+                Item::Event(event) => {
+                    let now = if carefully {
+                        one_carefully(&mut tx, turn, inbox, event).await?
+                    } else {
+                        inbound::apply(&mut tx, turn, inbox, event).await?
+                    };
+                    answers += u64::from(now == Applied::Changed && is_answer(event));
+                    applied.push(now);
+                }
                 Item::Poison { event_id, json, detail } => {
                     if inbound::park_poison(&mut tx, turn, self.keys, room_id, event_id, json, detail).await? {
                         tracing::warn!(event.id = %event_id, detail, "an event makes no sense; it is parked");
@@ -221,6 +232,7 @@ impl Intake<'_> {
             self.tell.committed();
             self.look.notify_one();
         }
+        metrics::counter!("matrix_voip_answer_received_total").increment(answers);
         for applied in applied {
             count(applied);
         }
@@ -263,6 +275,10 @@ async fn one_carefully(
     let json = serde_json::to_string(event).unwrap_or_default();
     inbound::park_poison(conn, turn, inbox.keys, &event.room_id, &event.event_id, &json, &detail).await?;
     Ok(Applied::Refused("poison"))
+}
+
+fn is_answer(event: &Incoming) -> bool {
+    matches!(&event.what, What::Call(signal) if signal.kind == SignalKind::Answer)
 }
 
 /// Whether a failure is an event's own: the database is well and does not take what it says.

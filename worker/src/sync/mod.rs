@@ -60,6 +60,8 @@ pub(crate) struct Sync {
     pub(crate) homeserver: Homeserver,
     pub(crate) rooms: Arc<Rooms>,
     pub(crate) config: SyncConfig,
+    /// Whether calls over Matrix are taken.
+    pub(crate) calls: bool,
     pub(crate) worker_id: WorkerId,
     /// Told of what was applied, so that clients hear of it.
     pub(crate) tell: Wake,
@@ -142,6 +144,7 @@ impl Sync {
             homeserver: &self.homeserver,
             tell: &self.tell,
             look: &self.look,
+            calls: self.calls,
         };
         let asker = Asker::new(&self.pool, &self.homeserver, &self.rooms, self.config.invites);
         let mut wait = FIRST_WAIT;

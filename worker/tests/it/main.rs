@@ -25,3 +25,4 @@ mod synapse;
 mod takeover;
 mod thread;
 mod toggling;
+mod turn;

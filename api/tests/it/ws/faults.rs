@@ -151,13 +151,14 @@ async fn a_client_that_reads_after_it_was_given_up_learns_why() {
     // It stops reading until the server gives up, and then reads on, while the server still tries to tell why.
     let given_up = async {
         loop {
-            scene.post(&text).await;
+            // Several at a time: it takes megabytes to fill the buffers of both sockets.
+            tokio::join!(scene.post(&text), scene.post(&text), scene.post(&text), scene.post(&text));
             if metric(&scene.api, "ws_slow_clients_total").await == Some(1.0) {
                 return;
             }
         }
     };
-    tokio::time::timeout(PATIENCE, given_up).await.unwrap();
+    tokio::time::timeout(PATIENCE * 3, given_up).await.unwrap();
     match slow.ended().await {
         Heard::Closed(code, reason) => assert!(code == 4408 && reason.contains("too slowly"), "{code} {reason}"),
         end => panic!("{end:?}"),

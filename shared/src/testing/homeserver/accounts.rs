@@ -1,6 +1,7 @@
 //! Registration, login, logout, and who a token belongs to.
 use std::collections::BTreeSet;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use hmac::{Hmac, KeyInit, Mac};
 use serde_json::{Value, json};
 use sha1::Sha1;
@@ -43,6 +44,17 @@ pub(super) fn whoami(requester: &Requester) -> Value {
         body["device_id"] = json!(device);
     }
     body
+}
+
+/// Its TURN servers; nothing at all when it has none.
+pub(super) fn turn_servers(state: &State, requester: &Requester) -> Value {
+    let Some(turn) = &state.turn else { return json!({}) };
+    let until = state.clock.now_ms() / 1000 + turn.lifetime.as_secs();
+    let username = format!("{until}:{}", requester.user);
+    let mut mac = Hmac::<Sha1>::new_from_slice(turn.secret.as_bytes()).expect("HMAC takes keys of any length");
+    mac.update(username.as_bytes());
+    let password = BASE64.encode(mac.finalize().into_bytes());
+    json!({ "username": username, "password": password, "ttl": turn.lifetime.as_secs(), "uris": turn.uris })
 }
 
 pub(super) fn admin_nonce(state: &mut State) -> Value {

@@ -103,6 +103,7 @@ fn dispatch(state: &mut State, secret: &str, call: Call, ask: &Ask) -> Answer {
         Call::Whoami => Ok(accounts::whoami(&who)),
         Call::Capabilities => Ok(capabilities()),
         Call::MediaConfig => Ok(json!({ "m.upload.size": UPLOAD_LIMIT })),
+        Call::TurnServer => Ok(accounts::turn_servers(state, &who)),
         Call::Logout => Ok(accounts::logout(state, &who)),
         Call::AdminDeactivate { user } => {
             accounts::require_admin(state, &who)?;

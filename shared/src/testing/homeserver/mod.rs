@@ -51,7 +51,7 @@ pub use routes::Kind;
 use super::matrix_client::MatrixEvent;
 use faults::Faults;
 use server::Port;
-use state::{Requester, State};
+use state::{Requester, State, Turn};
 
 /// The server name unless a test chooses another.
 pub const SERVER_NAME: &str = "nova.test";
@@ -288,6 +288,12 @@ impl FakeHomeserver {
     /// The homeserver's clock, in milliseconds since 1970.
     pub fn now_ms(&self) -> u64 {
         self.state(|state| state.clock.now_ms())
+    }
+
+    /// Names TURN servers from now on, with credentials for so long that are made from this secret. Without, it has none.
+    pub fn set_turn_servers(&self, uris: &[&str], secret: &str, lifetime: Duration) {
+        let uris = uris.iter().map(|&uri| uri.to_owned()).collect();
+        self.state(|state| state.turn = Some(Turn { uris, secret: secret.to_owned(), lifetime }));
     }
 
     /// All access tokens of this user are invalid from now on. Its devices, and what they remember, stay: a login on the

@@ -11,6 +11,7 @@ pub(super) enum Call {
     Whoami,
     Capabilities,
     MediaConfig,
+    TurnServer,
     LoginFlows,
     Login,
     Logout,
@@ -135,6 +136,7 @@ impl Call {
             Self::Versions
             | Self::Capabilities
             | Self::MediaConfig
+            | Self::TurnServer
             | Self::AdminNonce
             | Self::AdminRegister
             | Self::AdminDeactivate { .. }
@@ -233,6 +235,7 @@ fn client(method: &Method, segments: &[&str]) -> Found {
     match segments {
         ["account", "whoami"] => on(method, [(Method::GET, Call::Whoami)]),
         ["media", "config"] => on(method, [(Method::GET, Call::MediaConfig)]),
+        ["voip", "turnServer"] => on(method, [(Method::GET, Call::TurnServer)]),
         ["capabilities"] => on(method, [(Method::GET, Call::Capabilities)]),
         ["login"] => on(method, [(Method::GET, Call::LoginFlows), (Method::POST, Call::Login)]),
         ["logout"] => on(method, [(Method::POST, Call::Logout)]),

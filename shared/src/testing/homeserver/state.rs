@@ -37,6 +37,14 @@ pub(super) struct Account {
     pub(super) devices: BTreeSet<String>,
 }
 
+/// The TURN servers that it names.
+#[derive(Debug)]
+pub(super) struct Turn {
+    pub(super) uris: Vec<String>,
+    pub(super) secret: String,
+    pub(super) lifetime: Duration,
+}
+
 /// Who asks.
 #[derive(Debug, Clone)]
 pub(super) struct Requester {
@@ -157,6 +165,7 @@ pub(super) struct State {
     /// Event id → room and index.
     pub(super) events: HashMap<String, (String, usize)>,
     pub(super) txns: Transactions,
+    pub(super) turn: Option<Turn>,
     /// Place of the newest event in the stream; what a long-poll waits for.
     pub(super) position: watch::Sender<u64>,
 }
@@ -177,6 +186,7 @@ impl State {
             rooms_of: HashMap::new(),
             events: HashMap::new(),
             txns: Transactions::default(),
+            turn: None,
             position: watch::Sender::new(0),
         };
         for appservice in appservices {

@@ -177,7 +177,7 @@ async fn nothing_of_a_call_is_stored_as_it_was_said() {
         .unwrap();
     for said in ["v=0 offer", "v=0 answer", "candidate:1"] {
         assert!(!dump.contains(said));
-        let hex: String = said.bytes().map(|byte| format!("{byte:02x}")).collect();
+        let hex = said.bytes().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
         assert!(!dump.contains(&hex));
     }
     let mut conn = scene.database.pool.acquire().await.unwrap();

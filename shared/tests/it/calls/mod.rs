@@ -1,10 +1,6 @@
 //! Calls on a real database: what clients and Matrix say, in whatever order, and what goes to the room.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Mutex,
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Mutex, time::Duration};
 
 use serde_json::{Value, json};
 use shared::{
@@ -205,7 +201,7 @@ impl Scene {
     }
 
     async fn settle(&self, claimed: Claimed, answer: &mut impl FnMut(&ClaimedOperation) -> Answer) -> Vec<Kind> {
-        let mut sent = HashMap::new();
+        let mut sent = HashSet::new();
         let (mut results, mut put) = (Vec::new(), Vec::new());
         for operation in claimed.operations {
             let (outcome, taken) = outcome(&operation, &mut sent, answer);
@@ -250,7 +246,7 @@ impl Scene {
 
     async fn time_out(&self) -> u64 {
         let expired = outbox::expire(&self.database.pool, 100).await.unwrap();
-        expired + calls::time_out(&self.database.pool, 100).await.unwrap()
+        expired.invites + calls::time_out(&self.database.pool, 100).await.unwrap()
     }
 
     /// What clients are told, in order.
@@ -283,24 +279,24 @@ fn closes(operation: &ClaimedOperation) -> bool {
 /// What a worker makes of an operation, and whether the homeserver took something.
 fn outcome(
     operation: &ClaimedOperation,
-    sent: &mut HashMap<OutboxId, ()>,
+    sent: &mut HashSet<OutboxId>,
     answer: &mut impl FnMut(&ClaimedOperation) -> Answer,
 ) -> (Outcome, bool) {
     let Kind::Call(kind) = operation.kind else { panic!("{operation:?}") };
-    let call = operation.call.as_ref().expect("an operation of a call has one");
+    let call = operation.call.as_ref().unwrap();
     let event_id = || EventId::from(format!("${}", operation.outbox_id));
     match operation.mode {
         Mode::Drop => return (Outcome::Expired, false),
         Mode::Known(_) => return (Outcome::Delivered { event_id: event_id(), room_id: room() }, false),
         _ => {}
     }
-    if !call.is_heard(kind, |invite| sent.contains_key(&invite)) {
+    if !call.is_heard(kind, |invite| sent.contains(&invite)) {
         return (Outcome::NotThere, false);
     }
     let (retry_in, blame) = (Duration::from_secs(1), Blame::Passing);
     match answer(operation) {
         Answer::Taken => {
-            sent.insert(operation.outbox_id, ());
+            sent.insert(operation.outbox_id);
             (Outcome::Delivered { event_id: event_id(), room_id: room() }, true)
         }
         Answer::Refused => (Outcome::Refused { retry_in, blame }, false),

@@ -89,7 +89,7 @@ async fn an_invite_that_was_certainly_refused_is_taken_back_like_one_that_never_
 async fn an_invite_is_not_sent_with_less_than_ten_seconds_left_and_the_caller_is_told() {
     let scene = Scene::new().await;
     let call_id = scene.place().await;
-    scene.database.advance(RING - Duration::from_secs(11)).await;
+    scene.database.advance(Duration::from_secs(79)).await;
     assert_eq!(scene.time_out().await, 0);
     scene.database.advance(Duration::from_secs(2)).await;
     // A worker that claims before anybody looks at the time finds out too.
@@ -125,7 +125,7 @@ async fn a_call_that_nobody_answers_is_hung_up_on_matrix_when_its_time_is_over()
     let scene = Scene::new().await;
     let call_id = scene.place().await;
     assert_eq!(scene.drain().await, kinds(&[SignalKind::Invite]));
-    scene.database.advance(RING - Duration::from_secs(1)).await;
+    scene.database.advance(Duration::from_secs(89)).await;
     assert_eq!(scene.time_out().await, 0);
     scene.database.advance(Duration::from_secs(1)).await;
     assert_eq!(scene.time_out().await, 1);

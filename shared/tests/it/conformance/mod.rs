@@ -10,6 +10,7 @@ mod membership;
 mod reading;
 mod relations;
 mod sync;
+mod turn;
 
 use serde_json::{Value, json};
 use shared::testing::homeserver::FakeHomeserver;
