@@ -20,7 +20,7 @@ from coturn import Coturn
 from matrix import MatrixClient, register
 from postgres import apt_install
 from processes import StartFailed, adopt_orphans, free_port, ignore_signals, stop_orphans, tail
-from programs import DATABASE, SERVICE_USER, mint_token
+from programs import DATABASE, SERVICE_USER, Api, mint_token
 from runs import run_command, temporary
 from service import Service, write_private
 from synapse import SERVER_NAME, Synapse, locked
@@ -46,21 +46,27 @@ _TABLES = "select tablename from pg_tables where schemaname = 'public'"
 
 
 class CallStack(Stack):
-    """The whole stack, with a TURN server. Synapse names that by a port whose proxy can be slow."""
+    """The whole stack, with a TURN server, and a second api that keeps calls from Matrix.
+
+    Synapse names the TURN server by a port whose proxy can be slow.
+    """
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, tied=True)
         self.coturn = Coturn(directory / "coturn", tied=True)
         self.slow_port = free_port()
+        self.second_api = Api(directory / "second-api", tied=True)
+        self.second_api.title = "api that keeps calls from Matrix"
 
     @property
     def services(self) -> tuple[Service, ...]:
-        return self.coturn, *super().services
+        return self.coturn, *super().services, self.second_api
 
     def start(self) -> None:
         self.bring_up(self.coturn)
         self.synapse.more = turn_settings(self.coturn, self.slow_port)
         super().start()
+        self.bring_up(self.second_api)
 
     def configure(self) -> None:
         super().configure()
@@ -69,6 +75,7 @@ class CallStack(Stack):
             "TURN_SHARED_SECRET": self.coturn.secret,
         }
         self.api.configure({**self.api.settings, **turn, "MATRIX_VOIP_ENABLED": "true"})
+        self.second_api.configure({**self.api.settings, "MATRIX_VOIP_ENABLED": "false"})
         self.worker.configure({**self.worker.settings, "MATRIX_VOIP_ENABLED": "true"})
 
 
@@ -94,6 +101,7 @@ def run(only: list[int]) -> int:
                 "directory": str(directory),
                 "chromium": browser,
                 "api_url": stack.api.url,
+                "second_api_url": stack.second_api.url,
                 "homeserver_url": stack.synapse.url,
                 "homeserver_pid": stack.synapse.pid,
                 "turn_port": stack.coturn.port,
@@ -161,11 +169,12 @@ def _look_for_descriptions(stack: CallStack) -> int:
         for table in stack.postgres.run_sql("-c", _TABLES, database=DATABASE).splitlines():
             copy = f'copy (select t::text from "{table}" t) to stdout'
             dump.write(stack.postgres.run_sql("-c", copy, database=DATABASE))
+    programs = (stack.api, stack.second_api, stack.worker)
     metrics = stack.directory / "metrics"
-    metrics.write_text("".join(text(f"{program.url}/metrics") for program in (stack.api, stack.worker)))
-    places = _found([rows, metrics, stack.api.log, stack.worker.log])
+    metrics.write_text("".join(text(f"{program.url}/metrics") for program in programs))
+    places = _found([rows, metrics, *(program.log for program in programs)])
     for place in places:
-        print(f"       a description or a candidate can be read in {place.name}")
+        print(f"       a description or a candidate can be read in {place.relative_to(stack.directory)}")
     if not places:
         say("   in no row, log or metric can a description or a candidate be read")
     return 1 if places else 0

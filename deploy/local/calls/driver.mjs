@@ -45,7 +45,7 @@ async function main() {
 async function arrange(setting) {
     const turn = new SlowProxy(setting.turn_port);
     await turn.listen(setting.slow_port);
-    const origin = await serve(setting.api_url);
+    const [origin, secondOrigin] = await Promise.all([setting.api_url, setting.second_api_url].map(serve));
     const browser = await chromium.launch({
         executablePath: setting.chromium,
         // It cannot be had as root, nor in most containers, and no page but ours is loaded.
@@ -57,7 +57,11 @@ async function arrange(setting) {
     for (const one of [grace, linus]) {
         one.matrix = new MatrixUser(one.name, setting.users[one.name.toLowerCase()], setting.homeserver_url);
     }
+    const onSecond = [setting.users.ada, setting.users.grace].map((who, i) => {
+        return new NovaUser(["Ada", "Grace"][i], who, setting.second_api_url);
+    });
     await Promise.all([
+        ...onSecond.map((user) => user.open(browser, secondOrigin, "websocket")),
         ada.open(browser, origin, "rest"),
         grace.open(browser, origin, "websocket"),
         ...[grace, linus].map(({ name, matrix }) => matrix.start(path.join(setting.directory, `${name}.log`))),
@@ -78,8 +82,11 @@ async function arrange(setting) {
         calls: new Set(),
         /** What must still be so when all calls are over. */
         finished: [],
-        problems: async () => [...(await ada.problems()), ...(await grace.problems())],
+        problems: async () => (await Promise.all([ada, grace, ...onSecond].map((user) => user.problems()))).flat(),
     };
+    /** The same world, with its browsers at the api that keeps calls from Matrix. */
+    world.second = { ...world, ...(await converse(ada, grace)), ada: onSecond[0], grace: onSecond[1] };
+    world.second.grace.matrix = grace.matrix;
     world.other = { ...world, ...(await converse(grace, linus)) };
     return Object.assign(world, await converse(ada, grace));
 }

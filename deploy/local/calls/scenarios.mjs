@@ -16,6 +16,9 @@ export const SCENARIOS = [
     ["a browser calls a Matrix client whose TURN is slow: candidates travel as events", slow],
     ["a browser calls a browser; the Matrix client that rings too is told so", betweenBrowsers],
     ["a browser calls a browser while the homeserver stands still", withoutHomeserver],
+    ["a browser calls a browser while calls are kept from Matrix", (world) => keptFromMatrix(world.second)],
+    ["a browser hangs up on a Matrix client while the homeserver stands still", hungUpWithoutHomeserver],
+    ["a browser and a Matrix client call each other at once: one call counts", glare],
     ["a browser calls a Matrix client; each changes the call, and says what it mutes", changed],
     ["a browser calls a Matrix client, which never answers", unanswered],
     ["a Matrix client calls a Matrix client, and the API tells of it", (world) => betweenMatrixClients(world.other)],
@@ -274,6 +277,70 @@ async function withoutHomeserver(world) {
     });
     holds("the invite was not lost", ["delivered", "cancelled", "expired"].includes(delivery));
     return `${note}; the invite was ${delivery}`;
+}
+
+async function keptFromMatrix(world) {
+    const { ada, grace } = world;
+    const { call: placed, sdpHash: offerHash, partyId: party } = await ada.place(world.conversationId);
+    const call = { id: placed.id, party };
+    world.calls.add(call.id);
+    await grace.sees(call.id, { ringing: true, offerHash });
+    const { partyId } = await grace.answer(call.id);
+    const note = await expect.mediaFlows(world, [ada, call.id], [grace, call.id]);
+    await grace.hangup(call.id);
+    for (const user of [ada, grace]) {
+        await user.sees(call.id, { status: "ended", reason: "user_hangup", connection: "closed" });
+    }
+    await reportBetweenBrowsers(world, call, partyId);
+    await expect.report(ada, call.id, { matrix: { event_id: null, delivery: "disabled" } });
+    await expect.events(world, call.id, expect.side(world.serviceUser, party, {}), expect.theirs(world, {}));
+    await expect.frames(world, ada, call.id, { CallAnswer: 1, CallHangup: 1 }, { ended: "user_hangup" });
+    return note;
+}
+
+async function hungUpWithoutHomeserver(world) {
+    const { ada, grace, homeserver } = world;
+    const call = await ring(world);
+    await grace.matrix.answer(call.id);
+    const note = await expect.mediaFlows(world, [ada, call.id], [grace.matrix, call.id]);
+    homeserver.freeze();
+    try {
+        await ada.hangup(call.id);
+        await ada.sees(call.id, { status: "ended", reason: "user_hangup", connection: "closed" });
+    } finally {
+        homeserver.thaw();
+    }
+    await grace.matrix.comesTo(call.id, "ended", { party: "remote", reason: "user_hangup" });
+    await afterwards(world, call, true);
+    return note;
+}
+
+/** The lesser id counts, as for Matrix clients among themselves. Ours begin with "0", the client's with "1". */
+async function glare(world) {
+    const { ada, grace } = world;
+    const [call, matrixId] = await Promise.all([ring(world), grace.matrix.place(world.roomId)]);
+    await grace.matrix.comesTo(matrixId, "ended", { party: "remote" });
+    await grace.matrix.answer(call.id);
+    const note = await expect.mediaFlows(world, [ada, call.id], [grace.matrix, call.id]);
+
+    const lost = await until("the API knows of both calls", async () => {
+        const { calls } = await ada.request("GET", `/calls?conversation_id=${world.conversationId}`);
+        return calls.find(({ id }) => !world.calls.has(id));
+    });
+    world.calls.add(lost.id);
+    const end = { status: "ended", reason: "glare", origin: "matrix", initiator_id: grace.id, replaced_by: call.id };
+    same("the call that lost", Object.fromEntries(Object.keys(end).map((field) => [field, lost[field]])), end);
+    // No device of ours was in that call; who rejects it is a party that exists for this alone.
+    const ours = (await grace.matrix.events(world.roomId, matrixId)).find(({ sender }) => sender === world.serviceUser);
+    const losing = expect.ours(world, ours?.content.party_id, { reject: 1, candidates: 0 });
+    await expect.events(world, matrixId, losing, expect.theirs(world, { invite: 1 }));
+
+    await ada.hangup(call.id);
+    await grace.matrix.comesTo(call.id, "ended", { party: "remote", reason: "user_hangup" });
+    const told = { invite: 1, select_answer: 1, hangup: 1 };
+    const found = await expect.events(world, call.id, expect.ours(world, call.party, told), expect.theirs(world, { answer: 1 }));
+    expect.selected(found(expect.ours(world, "", {}), "select_answer"), grace.matrix.deviceId);
+    return note;
 }
 
 async function changed(world) {
