@@ -86,6 +86,7 @@ pub async fn service_account(home: &HomeserverAddress) -> MatrixClient {
 pub struct Program {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
+    reader: Option<std::thread::JoinHandle<()>>,
     address: Option<String>,
 }
 
@@ -112,12 +113,12 @@ impl Program {
         let log = Arc::new(Mutex::new(Vec::new()));
         let lines = Arc::clone(&log);
         let stderr = child.stderr.take().expect("stderr is piped");
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 lines.lock().unwrap().push(line);
             }
         });
-        Self { child, log, address: None }
+        Self { child, log, reader: Some(reader), address: None }
     }
 
     /// Starts a program and waits until it says where it listens.
@@ -179,9 +180,12 @@ impl Program {
         let _ = self.child.wait();
     }
 
-    /// Waits until it ends by itself.
+    /// Waits until it ends by itself; its log is complete then.
     pub async fn ended(&mut self) -> ExitStatus {
         eventually("the program ends", || async { (!self.child_is_running()).then_some(()) }).await;
+        if let Some(reader) = self.reader.take() {
+            let _ = tokio::task::spawn_blocking(|| reader.join()).await;
+        }
         self.child.wait().expect("the process can be waited for")
     }
 }
