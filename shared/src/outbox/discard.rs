@@ -226,7 +226,7 @@ async fn withdraw_live(conn: &mut PgConnection, turn: &Turn, outbox_id: OutboxId
             select conversation_id, lane_id, outbox_id, kind, subject_id, revision, perhaps_sent_at, sender, device,
                 'discarded', $3
             from gone
-            where perhaps_sent_at is not null and kind in ('message', 'edit', 'react', 'call_invite')
+            where perhaps_sent_at is not null and kind in ('message', 'edit', 'react', 'call_invite', 'call_answer')
             on conflict do nothing
         ), told as (
             insert into events (conversation_id, kind, subject_id)
