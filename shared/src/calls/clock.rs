@@ -1,5 +1,7 @@
 //! What time does to calls.
 
+use std::time::Duration;
+
 use sqlx::PgPool;
 
 use super::{
@@ -40,4 +42,34 @@ pub async fn time_out(pool: &PgPool, limit: i64) -> Result<u64, CallError> {
         }
     }
     Ok(ended)
+}
+
+/// Wipes what was said in calls that have been over for so long: descriptions of sessions and candidates, which nobody
+/// needs any more. What happened, and when, stays. Returns how many calls it was.
+///
+/// Call it again while it returns as many as `limit`.
+pub async fn wipe(pool: &PgPool, over_for: Duration, limit: i64) -> Result<u64, sqlx::Error> {
+    let wiped = sqlx::query!(
+        r#"
+        with over as (
+            select conversation_id, call_id from calls
+            where status = 'ended' and sealed and ended_at < outbox_now() - make_interval(secs => $1)
+            order by ended_at
+            limit $2
+            for no key update skip locked
+        ), wiped as (
+            update call_signals s set payload = null
+            from over
+            where s.conversation_id = over.conversation_id and s.call_id = over.call_id and s.payload is not null
+        )
+        update calls c set sealed = false
+        from over
+        where c.conversation_id = over.conversation_id and c.call_id = over.call_id
+        "#,
+        over_for.as_secs_f64(),
+        limit,
+    )
+    .execute(pool)
+    .await?;
+    Ok(wiped.rows_affected())
 }

@@ -36,7 +36,7 @@ mod say;
 mod signals;
 
 pub(crate) use carry::invite_arrived_late;
-pub use clock::time_out;
+pub use clock::{time_out, wipe};
 pub(crate) use ending::leave;
 pub use heard::announce;
 pub(crate) use heard::{Heard, detail, hear, is_held_back};

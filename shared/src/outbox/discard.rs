@@ -126,7 +126,8 @@ async fn discard_dead(conn: &mut PgConnection, turn: &Turn, ids: &[Uuid]) -> Res
             from gone where maybe_sent_at is not null
         ), told as (
             insert into events (conversation_id, kind, subject_id)
-            select conversation_id, 'message_delivery', subject_id from gone where kind = 'message'
+            select conversation_id, case kind when 'message' then 'message_delivery' else 'call_updated' end, subject_id
+            from gone where kind in ('message', 'call_invite')
         )
         select outbox_id as "outbox_id: OutboxId" from gone order by seq
         "#,
@@ -225,11 +226,12 @@ async fn withdraw_live(conn: &mut PgConnection, turn: &Turn, outbox_id: OutboxId
             select conversation_id, lane_id, outbox_id, kind, subject_id, revision, perhaps_sent_at, sender, device,
                 'discarded', $3
             from gone
-            where perhaps_sent_at is not null and kind in ('message', 'edit', 'react')
+            where perhaps_sent_at is not null and kind in ('message', 'edit', 'react', 'call_invite')
             on conflict do nothing
         ), told as (
             insert into events (conversation_id, kind, subject_id)
-            select conversation_id, 'message_delivery', subject_id from gone where kind = 'message'
+            select conversation_id, case kind when 'message' then 'message_delivery' else 'call_updated' end, subject_id
+            from gone where kind in ('message', 'call_invite')
         )
         select count(*) as "gone!" from gone
         "#,

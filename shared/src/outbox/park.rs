@@ -214,7 +214,8 @@ pub async fn requeue_all(
             delete from dead_letters where conversation_id = $1 and outbox_id = any($2) returning *
         ), told as (
             insert into events (conversation_id, kind, subject_id)
-            select conversation_id, 'message_delivery', subject_id from back where kind = 'message'
+            select conversation_id, case kind when 'message' then 'message_delivery' else 'call_updated' end, subject_id
+            from back where kind in ('message', 'call_invite')
         )
         insert into outbox (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, target_outbox_id,
             enqueued_at, due_at, expires_at, attempts, failures, last_failed_at, maybe_sent_at, sender, device, trace)

@@ -1,6 +1,7 @@
 //! Why an operation is dead and what to do about it, in words: the one place that has them.
 
 use super::Kind;
+use crate::calls::SignalKind;
 
 /// What to do about an operation whose message is dead.
 pub(super) const PARENT_DEAD_HINT: &str = "requeue the message that it belongs to: this comes back with it";
@@ -19,8 +20,10 @@ pub fn cause_in_words(cause: &str) -> &str {
 /// better is known.
 pub fn hint<'a>(cause: &str, errcode: Option<&str>, kind: &str, noted: &'a str) -> &'a str {
     let invites = kind == Kind::Invite.as_str();
+    let calls = matches!(Kind::parse(kind), Some(Kind::Call(_)));
     match (cause, errcode) {
         ("parent_dead", _) => PARENT_DEAD_HINT,
+        (_, Some("M_TOO_LARGE")) if calls => "the call is over or goes on without it: discard this",
         (_, Some("M_TOO_LARGE")) => {
             "have the message shortened: an edit changes what is sent; then requeue it, or discard it"
         }
@@ -62,6 +65,10 @@ pub fn left_undone(kind: &str) -> &'static str {
         Some(Kind::React) => {
             "a reaction that was taken back may stand on Matrix, if it has arrived: its redaction follows"
         }
+        Some(Kind::Call(SignalKind::Hangup | SignalKind::Reject)) => {
+            "a phone may ring on until its own time is over, and a device may believe that the call goes on"
+        }
+        Some(Kind::Call(_)) => "the call goes on without it, if it goes on",
         Some(Kind::Invite) => "the member is not invited: remove and add them again to try once more",
         _ => {
             "a text that was deleted may stand on Matrix: its redaction is still to be done, and finds it only if it has \

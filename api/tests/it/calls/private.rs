@@ -81,7 +81,7 @@ async fn sessions_and_candidates_are_sealed_and_in_no_log_or_metric_or_problem_a
     let looked_into = places.iter().map(|(_, content)| content.len()).sum::<usize>();
     assert!(looked_into > 20_000, "it is there that it would be: {looked_into} bytes");
     for needle in [CANARY, secret] {
-        let hex: String = needle.bytes().map(|byte| format!("{byte:02x}")).collect();
+        let hex = needle.bytes().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
         for form in [needle.to_owned(), hex, BASE64.encode(needle)] {
             let found: Vec<&str> =
                 places.iter().filter(|(_, content)| content.contains(&form)).map(|(name, _)| name.as_str()).collect();

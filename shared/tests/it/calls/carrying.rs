@@ -166,6 +166,27 @@ async fn an_invite_that_was_given_up_and_arrived_all_the_same_is_hung_up() {
 }
 
 #[tokio::test]
+async fn what_was_said_in_a_call_is_wiped_when_it_has_been_over_for_long() {
+    let scene = Scene::new().await;
+    let (over, goes_on) = (scene.place().await, scene.new_call("OTHER"));
+    scene.say(over, scene.ada, None, candidates(0..2)).await.unwrap();
+    scene.drain().await;
+    scene.say(over, scene.ada, None, hangup()).await.unwrap();
+    let goes_on = scene.try_place(&goes_on).await.unwrap();
+    scene.drain().await;
+    let day = Duration::from_hours(24);
+    let kept = || scene.database.count("select count(*) from call_signals where payload is not null");
+    assert_eq!(shared::calls::wipe(&scene.database.pool, day, 10).await.unwrap(), 0);
+    assert_eq!(kept().await, 3);
+    scene.database.advance(day + Duration::from_mins(1)).await;
+    assert_eq!(shared::calls::wipe(&scene.database.pool, day, 10).await.unwrap(), 1);
+    assert_eq!(shared::calls::wipe(&scene.database.pool, day, 10).await.unwrap(), 0);
+    assert_eq!(kept().await, 1, "the other call is not over");
+    assert_eq!(scene.state(over).await, "ended user_hangup");
+    assert_eq!(scene.state(goes_on).await, "ringing");
+}
+
+#[tokio::test]
 async fn nothing_of_a_call_is_stored_as_it_was_said() {
     let scene = Scene::new().await;
     let call_id = scene.place().await;
