@@ -108,7 +108,7 @@ def run(only: list[int]) -> int:
                 "slow_port": stack.slow_port,
                 "relay_ports": stack.coturn.relay_ports,
             }
-            code = play(node, directory, setting) or _look_for_descriptions(stack)
+            code = play(node, directory, setting) or _look_for_descriptions(stack, all_played=not only)
             if code != 0:
                 _show_logs(stack)
                 print("\nThe calls are NOT as they have to be.", file=sys.stderr)
@@ -159,9 +159,10 @@ def play(node: str, directory: Path, setting: Json) -> int:
     return run_command([node, str(DRIVER), str(file)], {"HOME": str(home), "TMPDIR": str(home)})
 
 
-def _look_for_descriptions(stack: CallStack) -> int:
+def _look_for_descriptions(stack: CallStack, *, all_played: bool) -> int:
     """Nobody but Matrix and those who call may have a description or a candidate readable. Returns the exit code."""
-    if not _found(stack.synapse.directory.glob("homeserver.db*")):
+    # There they have to be, or else this would find none anywhere. Some calls have none on Matrix.
+    if all_played and not _found(stack.synapse.directory.glob("homeserver.db*")):
         print("       the homeserver's own database has no descriptions: this looks for the wrong words")
         return 1
     rows = stack.directory / "rows"

@@ -107,14 +107,15 @@ async function play(world, only) {
     for (const [index, [title, scenario]] of SCENARIOS.entries()) {
         const number = index + 1;
         if (only.length > 0 && !only.includes(number)) continue;
+        const line = `${String(number).padStart(2)}  ${title}`;
         const started = performance.now();
         const seconds = () => ((performance.now() - started) / 1000).toFixed(1);
         try {
             const note = await scenario(world);
             await complain(world);
-            console.log(`   ok  ${String(number).padStart(2)}  ${title} (${[`${seconds()} s`, note].filter(Boolean).join("; ")})`);
+            console.log(`   ok  ${line} (${seconds()} s${note ? `; ${note}` : ""})`);
         } catch (error) {
-            console.log(`   NOT ${String(number).padStart(2)}  ${title} (${seconds()} s)`);
+            console.log(`   NOT ${line} (${seconds()} s)`);
             throw error;
         }
     }

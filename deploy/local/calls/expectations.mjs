@@ -130,12 +130,16 @@ export async function descriptions(user, callId, { offerHash, answerHash }) {
     same("GET /calls/{id}: hash of sdp_answer", answer ? sdpHash(answer) : null, answerHash ?? null);
 }
 
+/** Of a value, what is there in another too: so much of it is compared. */
+function part(value, like) {
+    if (!like || typeof like !== "object") return value;
+    return Object.fromEntries(Object.keys(like).map((key) => [key, part(value?.[key], like[key])]));
+}
+
 /** What GET /calls/{id} says to a user, when it has come to say that. */
 export async function report(user, callId, wanted) {
     let call = {};
-    const shape = (value, like) =>
-        like && typeof like === "object" ? Object.fromEntries(Object.keys(like).map((key) => [key, shape(value?.[key], like[key])])) : value;
-    const seen = () => JSON.stringify(shape(call, wanted));
+    const seen = () => JSON.stringify(part(call, wanted));
     await until(`the call is for ${user.name} ${JSON.stringify(wanted)}`, async () => {
         call = await user.request("GET", `/calls/${callId}`);
         return seen() === JSON.stringify(wanted);
@@ -187,10 +191,9 @@ export async function mediaFlows(world, [caller, callerCall], [callee, calleeCal
     const later = await until("on both sides sound and pictures go on", async () => {
         await troubles();
         const both = await look();
-        const grew = ["received", "sent"].every((way) =>
-            ["audio", "video"].every((kind) => both.every((one, i) => one[way][kind] >= first[i][way][kind] + GROWTH_BYTES)),
-        );
-        return grew && both.every(({ pictures }, i) => pictures >= first[i].pictures + GROWTH_PICTURES) && both;
+        const grew = (way, kind) => both.every((one, i) => one[way][kind] >= first[i][way][kind] + GROWTH_BYTES);
+        const all = ["received", "sent"].every((way) => ["audio", "video"].every((kind) => grew(way, kind)));
+        return all && both.every(({ pictures }, i) => pictures >= first[i].pictures + GROWTH_PICTURES) && both;
     });
     for (const { pair } of later) {
         same("the local end of the chosen pair", pair.local.type, "relay");

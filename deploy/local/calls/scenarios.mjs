@@ -158,7 +158,8 @@ async function fromMatrix(world) {
 
     const both = { status: "ended", reason: "user_hangup", missed: false, origin: "matrix", initiator_id: grace.id };
     const answeredBy = { answered_by: { user_id: ada.id, party_id: partyId }, ended_by: grace.id };
-    const matrix = { event_id: call.ring.matrix_event_id, party_id: grace.matrix.deviceId, room_id: world.roomId, delivery: null };
+    const party = grace.matrix.deviceId;
+    const matrix = { event_id: call.ring.matrix_event_id, party_id: party, room_id: world.roomId, delivery: null };
     await expect.report(ada, call.id, { ...both, direction: "incoming", ...answeredBy, party_id: partyId, matrix });
     await expect.report(grace, call.id, { ...both, direction: "outgoing", ...answeredBy });
     const told = { CallInviteViaMatrix: 1, CallHangupViaMatrix: 1, CallInvite: 0 };
@@ -331,15 +332,17 @@ async function glare(world) {
     const end = { status: "ended", reason: "glare", origin: "matrix", initiator_id: grace.id, replaced_by: call.id };
     same("the call that lost", Object.fromEntries(Object.keys(end).map((field) => [field, lost[field]])), end);
     // No device of ours was in that call; who rejects it is a party that exists for this alone.
-    const ours = (await grace.matrix.events(world.roomId, matrixId)).find(({ sender }) => sender === world.serviceUser);
-    const losing = expect.ours(world, ours?.content.party_id, { reject: 1, candidates: 0 });
+    const events = await grace.matrix.events(world.roomId, matrixId);
+    const party = events.find(({ sender }) => sender === world.serviceUser)?.content.party_id;
+    const losing = expect.ours(world, party, { reject: 1, candidates: 0 });
     await expect.events(world, matrixId, losing, expect.theirs(world, { invite: 1 }));
 
     await ada.hangup(call.id);
     await grace.matrix.comesTo(call.id, "ended", { party: "remote", reason: "user_hangup" });
     const told = { invite: 1, select_answer: 1, hangup: 1 };
-    const found = await expect.events(world, call.id, expect.ours(world, call.party, told), expect.theirs(world, { answer: 1 }));
-    expect.selected(found(expect.ours(world, "", {}), "select_answer"), grace.matrix.deviceId);
+    const our = expect.ours(world, call.party, told);
+    const found = await expect.events(world, call.id, our, expect.theirs(world, { answer: 1 }));
+    expect.selected(found(our, "select_answer"), grace.matrix.deviceId);
     return note;
 }
 
