@@ -46,7 +46,7 @@ pub struct Letter {
     pub seq: i64,
     /// What it does.
     pub kind: String,
-    /// The message or the member.
+    /// The message, the member or the call.
     pub subject_id: Uuid,
     /// Why it died.
     pub cause: String,
@@ -94,7 +94,7 @@ impl Refusal {
             Self::ParentDead => "the message that it belongs to is dead: requeue that one, and this comes back with it",
             Self::NotHeld => {
                 "it is live, and its lane is not held: only the first operation of a held lane can be discarded, if it is \
-                 a redaction, a removal, an invitation, or of a deleted message or reaction"
+                 a redaction, a removal, an invitation, something of a call, or of a deleted message or reaction"
             }
             Self::Leased => {
                 "it is live, and a worker has its lane just now: try again when that has finished, or its lease is over"
@@ -214,7 +214,8 @@ pub async fn requeue_all(
             delete from dead_letters where conversation_id = $1 and outbox_id = any($2) returning *
         ), told as (
             insert into events (conversation_id, kind, subject_id)
-            select conversation_id, 'message_delivery', subject_id from back where kind = 'message'
+            select conversation_id, case kind when 'message' then 'message_delivery' else 'call_updated' end, subject_id
+            from back where kind in ('message', 'call_invite')
         )
         insert into outbox (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, target_outbox_id,
             enqueued_at, due_at, expires_at, attempts, failures, last_failed_at, maybe_sent_at, sender, device, trace)
