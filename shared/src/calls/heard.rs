@@ -48,8 +48,8 @@ struct Step {
 }
 
 /// Has a signal count. What it cannot change, since it is not possible by now or not for its sender, it does not change.
-/// False when it does not count: nobody is to hear of it.
-pub(crate) async fn hear(conn: &mut PgConnection, turn: &mut Turn, heard: &Heard<'_>) -> Result<bool, CallError> {
+/// What does not count is kept, and nobody is told: it may be anybody's.
+pub(crate) async fn hear(conn: &mut PgConnection, turn: &mut Turn, heard: &Heard<'_>) -> Result<(), CallError> {
     if heard.kind == SignalKind::Invite {
         return invited(conn, turn, heard).await;
     }
@@ -60,7 +60,8 @@ pub(crate) async fn hear(conn: &mut PgConnection, turn: &mut Turn, heard: &Heard
         author_id: heard.author_id,
         detail: heard.detail.map(str::to_owned),
     };
-    count(conn, turn, heard.call_id, &step).await
+    let held_back = is_held_back(conn, turn.conversation_id, heard.call_id).await?;
+    count(conn, turn, heard.call_id, &step, held_back).await
 }
 
 /// Whom an invite calls. One of our namespace who is nobody is somebody who is not here.
@@ -70,7 +71,7 @@ fn invitee(heard: &Heard<'_>) -> Option<UserId> {
     Some(ours.and_then(Result::ok).unwrap_or_else(|| invitee.contact_id()))
 }
 
-async fn invited(conn: &mut PgConnection, turn: &mut Turn, heard: &Heard<'_>) -> Result<bool, CallError> {
+async fn invited(conn: &mut PgConnection, turn: &mut Turn, heard: &Heard<'_>) -> Result<(), CallError> {
     let conversation_id = turn.conversation_id;
     let invitee_id = match invitee(heard) {
         Some(invitee) => Some(invitee),
@@ -94,16 +95,15 @@ async fn invited(conn: &mut PgConnection, turn: &mut Turn, heard: &Heard<'_>) ->
     };
     if !row::insert(conn, conversation_id, turn.seq, &row).await? {
         // Somebody else's call, or their own once more: that one counts.
-        return Ok(false);
+        return Ok(());
     }
+    hold_back(conn, conversation_id, heard.signal_id).await?;
     join(conn, turn, heard.call_id, heard.party_id, heard.author_id).await?;
     for step in earlier(conn, conversation_id, heard.call_id, heard.signal_id).await? {
-        if count(conn, turn, heard.call_id, &step).await? {
-            // It is told after the invite.
-            hold_back(conn, conversation_id, step.signal_id).await?;
-        }
+        // It is told after the invite.
+        count(conn, turn, heard.call_id, &step, true).await?;
     }
-    let Some(call) = row::load(conn, conversation_id, heard.call_id).await? else { return Ok(true) };
+    let Some(call) = row::load(conn, conversation_id, heard.call_id).await? else { return Ok(()) };
     if call.ring_until <= turn.at {
         if let Ok(Next::Ended(reason)) = call.state().next(Move::TimeOut) {
             end(conn, turn, &call, reason, Ender::Nobody, None).await?;
@@ -111,11 +111,11 @@ async fn invited(conn: &mut PgConnection, turn: &mut Turn, heard: &Heard<'_>) ->
     } else if call.status == Status::Ringing {
         glare::settle(conn, turn, &call).await?;
     }
-    Ok(true)
+    Ok(())
 }
 
 /// A signal is told with the last of its batch.
-pub(crate) async fn hold_back(
+async fn hold_back(
     conn: &mut PgConnection,
     conversation_id: ConversationId,
     signal_id: SignalId,
@@ -188,24 +188,41 @@ fn made(step: &Step) -> Move<'_> {
     }
 }
 
-async fn count(conn: &mut PgConnection, turn: &mut Turn, call_id: CallId, step: &Step) -> Result<bool, CallError> {
+/// Has a step count, and tells of it if it does, at once or with the last of its batch.
+async fn count(
+    conn: &mut PgConnection,
+    turn: &mut Turn,
+    call_id: CallId,
+    step: &Step,
+    held_back: bool,
+) -> Result<(), CallError> {
     let conversation_id = turn.conversation_id;
-    let Some(call) = row::load(conn, conversation_id, call_id).await? else { return Ok(false) };
+    let Some(call) = row::load(conn, conversation_id, call_id).await? else { return Ok(()) };
     let is_of_the_two = !matches!(step.kind, SignalKind::Answer | SignalKind::Reject);
     if is_of_the_two && !speaks_for_the_call(&call, step) {
-        return Ok(false);
+        return Ok(());
     }
-    let Ok(next) = call.state().next(made(step)) else { return Ok(false) };
+    let Ok(next) = call.state().next(made(step)) else { return Ok(()) };
     let (user, party) = (step.author_id, step.party_id.as_deref().unwrap_or_default());
-    if next != Next::Unchanged && !join(conn, turn, call_id, step.party_id.as_deref(), user).await? {
-        return Ok(false);
+    let repeats = step.kind == SignalKind::Answer && next == Next::Unchanged;
+    // That of the device whose answer counts is there; unless the caller chose it before.
+    if repeats && call.answered_by.is_some() {
+        return Ok(());
+    }
+    let joins = repeats || next != Next::Unchanged;
+    if joins && !join(conn, turn, call_id, step.party_id.as_deref(), user).await? {
+        return Ok(());
+    }
+    if next == Next::Answered {
+        tell_what_it_named(conn, turn, call_id, step).await?;
+    }
+    if held_back {
+        hold_back(conn, conversation_id, step.signal_id).await?;
+    } else {
+        events::record(conn, conversation_id, EventKind::CallSignal, step.signal_id.as_uuid()).await?;
     }
     match next {
-        Next::Unchanged if step.kind == SignalKind::Answer => {
-            // The caller chose this device before its answer was here.
-            if call.answered_by.is_some() || !join(conn, turn, call_id, step.party_id.as_deref(), user).await? {
-                return Ok(false);
-            }
+        Next::Unchanged if repeats => {
             row::answered(conn, conversation_id, call_id, Some(user), party, Origin::Matrix, turn.at).await?;
             changed(conn, turn, call_id).await?;
         }
@@ -216,7 +233,6 @@ async fn count(conn: &mut PgConnection, turn: &mut Turn, call_id: CallId, step: 
             if call.origin == Origin::Nova && !party.is_empty() {
                 carry::select(conn, turn, &call, party).await?;
             }
-            tell_what_it_named(conn, turn, call_id, step).await?;
             changed(conn, turn, call_id).await?;
         }
         Next::Reselected => {
@@ -231,7 +247,7 @@ async fn count(conn: &mut PgConnection, turn: &mut Turn, call_id: CallId, step: 
         }
         Next::Ended(reason) => end(conn, turn, &call, reason, Ender::Matrix(user), None).await?,
     }
-    Ok(true)
+    Ok(())
 }
 
 /// A device that answers may have named candidates before: nobody was told, since nobody knew that it would count.
@@ -313,7 +329,7 @@ pub async fn announce(conn: &mut PgConnection) -> Result<u64, sqlx::Error> {
 }
 
 /// Whether something of a call is held back: then what follows is too, and comes after it.
-pub(crate) async fn is_held_back(
+async fn is_held_back(
     conn: &mut PgConnection,
     conversation_id: ConversationId,
     call_id: CallId,

@@ -39,7 +39,7 @@ pub(crate) use carry::invite_arrived_late;
 pub use clock::{time_out, wipe};
 pub(crate) use ending::leave;
 pub use heard::announce;
-pub(crate) use heard::{Heard, call_of, detail, hear, hold_back, is_held_back};
+pub(crate) use heard::{Heard, call_of, detail, hear};
 pub use machine::{EndReason, Illegal, Move, Next, State, Status};
 pub use read::{Answerer, Call, CallsRequest, Named, Session, call, calls, calls_of, conversation_of_call, session};
 pub use say::{NewCall, Saying, initiate, say};

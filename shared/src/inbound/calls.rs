@@ -10,7 +10,6 @@ use super::{Applied, InboundError, Inbox, Incoming, Record, author, refuse, reme
 use crate::{
     calls::{self, CallSignal, Heard, MAX_RING, NewSignal, Origin, SignalKind},
     chat::{self, Turn},
-    events::{self, EventKind},
     ids::SignalId,
 };
 
@@ -36,7 +35,6 @@ pub(super) async fn call(
     let sent_at = said_at(event.sent_at_ms, turn.at);
     let ring_until = (call.kind == SignalKind::Invite)
         .then(|| sent_at + call.lifetime_ms.map_or(MAX_RING, Duration::from_millis).min(MAX_RING));
-    let held_back = calls::is_held_back(conn, turn.conversation_id, call_id).await?;
     // What a Matrix name may be is not known: what does not fit where it is looked for is not looked for.
     let detail =
         calls::detail(call.kind, &content).filter(|detail| detail.len() <= MAX_DETAIL && !detail.contains('\0'));
@@ -74,14 +72,7 @@ pub(super) async fn call(
         sent_at,
         ring_until,
     };
-    // What does not count is kept, and nobody is told: it may be anybody's.
-    if calls::hear(conn, turn, &heard).await? {
-        if call.kind == SignalKind::Invite || held_back {
-            calls::hold_back(conn, turn.conversation_id, signal_id).await?;
-        } else {
-            events::record(conn, turn.conversation_id, EventKind::CallSignal, signal_id.as_uuid()).await?;
-        }
-    }
+    calls::hear(conn, turn, &heard).await?;
     Ok(Applied::Changed)
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Dead letters go whenever they are named. Of what is live, only what may have no other way out: the first operation of
 //! a lane that is held, where it must not be overtaken (a redaction, a removal, the end of a deleted message) or is of no
-//! use any more (an invitation). The hold stays until somebody resumes the lane.
+//! use any more (an invitation, what was said in a call). The hold stays until somebody resumes the lane.
 
 use serde::Serialize;
 use sqlx::PgConnection;
@@ -23,7 +23,7 @@ pub struct Discarded {
     pub lane_id: LaneId,
     /// What it would have done.
     pub kind: String,
-    /// The message or the member.
+    /// The message, the member or the call.
     pub subject_id: Uuid,
     /// For a redaction, the operation whose event it was to redact.
     pub target_outbox_id: Option<OutboxId>,

@@ -66,6 +66,20 @@ impl TestDatabase {
         .expect("the clock can be moved");
     }
 
+    /// From now on the clock stands still but when it is moved.
+    pub async fn stop_clock(&self) {
+        sqlx::raw_sql(
+            "do $do$ begin
+                execute format(
+                    'create or replace function outbox_now() returns timestamptz language sql stable as
+                    $$ select %L::timestamptz + (select ahead from test_clock) $$', statement_timestamp());
+            end $do$",
+        )
+        .execute(&self.pool)
+        .await
+        .expect("the clock can be stopped");
+    }
+
     /// A number, from a statement that yields one.
     pub async fn count(&self, sql: &'static str) -> i64 {
         sqlx::query_scalar(sql).fetch_one(&self.pool).await.expect("the statement yields a number")

@@ -6,10 +6,9 @@ use serde_json::json;
 use shared::{
     calls::{CallError, MAX_CANDIDATES, Saying, SignalKind},
     ids::UserId,
-    outbox::{Evidence, Kind},
 };
 
-use super::{Answer, Scene, answer, candidates, hangup, kinds, room};
+use super::{Answer, Scene, answer, candidates, hangup, kinds};
 
 fn end_of_candidates() -> Saying {
     Saying::Candidates(vec![json!({"candidate": ""})])
@@ -18,6 +17,7 @@ fn end_of_candidates() -> Saying {
 #[tokio::test]
 async fn forty_candidates_go_in_two_events_each_once_and_the_last_hurries_them() {
     let scene = Scene::new().await;
+    scene.database.stop_clock().await;
     let call_id = scene.place().await;
     assert_eq!(scene.drain().await, kinds(&[SignalKind::Invite]));
     for n in 0..40 {
@@ -25,7 +25,9 @@ async fn forty_candidates_go_in_two_events_each_once_and_the_last_hurries_them()
         scene.say(call_id, scene.ada, None, candidates(n..n + 1)).await.unwrap();
         if n == 20 {
             assert_eq!(scene.drain().await, [], "they are collected");
-            scene.database.advance(Duration::from_secs(2)).await;
+            scene.database.advance(Duration::from_millis(1999)).await;
+            assert_eq!(scene.drain().await, []);
+            scene.database.advance(Duration::from_millis(1)).await;
             assert_eq!(scene.drain().await, kinds(&[SignalKind::Candidates]));
         }
     }
@@ -46,17 +48,21 @@ async fn forty_candidates_go_in_two_events_each_once_and_the_last_hurries_them()
 #[tokio::test]
 async fn candidates_of_who_answered_are_collected_for_half_a_second_only() {
     let scene = Scene::new().await;
+    scene.database.stop_clock().await;
     let call_id = scene.is_called("1").await;
     scene.say(call_id, scene.ada, Some("PHONE"), answer()).await.unwrap();
     scene.say(call_id, scene.ada, Some("PHONE"), candidates(0..2)).await.unwrap();
     assert_eq!(scene.drain().await, kinds(&[SignalKind::Answer]));
-    scene.database.advance(Duration::from_millis(501)).await;
+    scene.database.advance(Duration::from_millis(499)).await;
+    assert_eq!(scene.drain().await, []);
+    scene.database.advance(Duration::from_millis(1)).await;
     assert_eq!(scene.drain().await, kinds(&[SignalKind::Candidates]));
 }
 
 #[tokio::test]
 async fn what_comes_after_candidates_does_not_wait_for_them_and_does_not_overtake_them() {
     let scene = Scene::new().await;
+    scene.database.stop_clock().await;
     let call_id = scene.place().await;
     scene.drain().await;
     scene.say(call_id, scene.ada, None, candidates(0..2)).await.unwrap();
@@ -68,6 +74,7 @@ async fn what_comes_after_candidates_does_not_wait_for_them_and_does_not_overtak
 #[tokio::test]
 async fn a_batch_that_was_handed_out_takes_no_more() {
     let scene = Scene::new().await;
+    scene.database.stop_clock().await;
     let call_id = scene.place().await;
     scene.drain().await;
     scene.say(call_id, scene.ada, None, candidates(0..2)).await.unwrap();
@@ -135,6 +142,45 @@ async fn what_is_said_after_a_removal_does_not_go_with_what_was_said_before_it()
 }
 
 #[tokio::test]
+async fn an_end_of_candidates_that_is_the_first_to_be_said_does_not_wait() {
+    let scene = Scene::new().await;
+    scene.database.stop_clock().await;
+    let call_id = scene.place().await;
+    scene.drain().await;
+    scene.say(call_id, scene.ada, None, end_of_candidates()).await.unwrap();
+    assert_eq!(scene.drain().await, kinds(&[SignalKind::Candidates]));
+}
+
+#[tokio::test]
+async fn candidates_that_were_refused_wait_as_long_as_they_have_to_whatever_comes_after_them() {
+    let scene = Scene::new().await;
+    scene.database.stop_clock().await;
+    let call_id = scene.place().await;
+    scene.drain().await;
+    scene.say(call_id, scene.ada, None, candidates(0..2)).await.unwrap();
+    scene.database.advance(Duration::from_secs(2)).await;
+    assert_eq!(scene.drain_with(|_| Answer::Refused).await, []);
+    scene.say(call_id, scene.ada, None, Saying::Metadata { sdp_stream_metadata: json!({}) }).await.unwrap();
+    assert_eq!(scene.drain().await, []);
+    scene.database.advance(Duration::from_secs(1)).await;
+    assert_eq!(scene.drain().await, kinds(&[SignalKind::Candidates, SignalKind::SdpStreamMetadataChanged]));
+}
+
+#[tokio::test]
+async fn candidates_that_were_refused_are_not_tried_again_once_the_call_is_over() {
+    let scene = Scene::new().await;
+    let call_id = scene.place().await;
+    scene.drain().await;
+    scene.say(call_id, scene.ada, None, candidates(0..2)).await.unwrap();
+    scene.database.advance(Duration::from_secs(2)).await;
+    let claimed = scene.claim().await.remove(0);
+    scene.say(call_id, scene.ada, None, hangup()).await.unwrap();
+    scene.settle(claimed, &mut |_| Answer::Refused).await;
+    scene.database.advance(Duration::from_secs(2)).await;
+    assert_eq!(scene.drain().await, kinds(&[SignalKind::Hangup]));
+}
+
+#[tokio::test]
 async fn an_unanswered_hangup_is_repeated_until_it_is_heard() {
     let scene = Scene::new().await;
     let call_id = scene.place().await;
@@ -153,7 +199,6 @@ async fn an_invite_that_was_given_up_and_arrived_all_the_same_is_hung_up() {
     let scene = Scene::new().await;
     let call_id = scene.place().await;
     let claimed = scene.claim().await.remove(0);
-    let (claim, invite) = (claimed.claim, claimed.operations[0].clone());
     // The homeserver's answer never comes, and an operator does away with what is doubtful.
     scene.settle(claimed, &mut |_| Answer::TakenSilently).await;
     let gone = "with gone as (delete from outbox returning *)
@@ -171,20 +216,7 @@ async fn an_invite_that_was_given_up_and_arrived_all_the_same_is_hung_up() {
         .execute(&scene.database.pool)
         .await
         .unwrap();
-    let evidence = Evidence {
-        outbox_id: invite.outbox_id,
-        kind: Kind::Call(SignalKind::Invite),
-        subject_id: call_id.as_uuid(),
-        revision: None,
-        target_outbox_id: None,
-        event_id: "$late".to_owned().into(),
-        room_id: room(),
-        sender: scene.service.to_string(),
-    };
-    let mut tx = scene.database.pool.begin().await.unwrap();
-    let new = shared::outbox::late_evidence(&mut tx, scene.conversation_id, claim.lane_id, &evidence).await.unwrap();
-    tx.commit().await.unwrap();
-    assert!(new);
+    scene.invite_turns_up(call_id).await;
     assert_eq!(scene.call(call_id).await.event_id.unwrap().as_str(), "$late");
     assert_eq!(scene.drain().await, kinds(&[SignalKind::Hangup]));
 }

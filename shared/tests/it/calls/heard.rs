@@ -320,7 +320,7 @@ async fn candidates_of_a_device_are_told_once_its_answer_counts_and_those_of_oth
         let answered = json!({"party_id": party, "answer": {"type": "answer", "sdp": "v=0"}});
         scene.hear(&grace, &id, SignalKind::Answer, answered).await;
     }
-    assert_eq!(scene.events().await[2..], ["candidates", "call_updated", "answer"]);
+    assert_eq!(scene.events().await[2..], ["candidates", "answer", "call_updated"]);
     for party in ["SOFA", "DESK"] {
         let fields = json!({"party_id": party, "candidates": [{"candidate": "more"}]});
         scene.hear(&grace, &id, SignalKind::Candidates, fields).await;

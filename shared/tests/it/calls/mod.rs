@@ -9,8 +9,8 @@ use shared::{
     ids::{CallId, ConversationId, EventId, MatrixUserId, OutboxId, RoomId, UserId, WorkerId},
     inbound::{self, Applied, Inbox, Incoming, What},
     outbox::{
-        self, Attempt, Blame, ClaimRequest, Claimed, ClaimedOperation, Kind, LaneClass, Mode, OperationResult, Outcome,
-        Settlement,
+        self, Attempt, Blame, ClaimRequest, Claimed, ClaimedOperation, Evidence, Kind, LaneClass, Mode,
+        OperationResult, Outcome, Settlement,
     },
     seal::KeyRing,
     testing::{database::TestDatabase, nova::CONTENT_KEYS},
@@ -18,6 +18,8 @@ use shared::{
 use sqlx::{Postgres, Transaction};
 
 mod carrying;
+mod closing;
+mod devices;
 mod heard;
 mod histories;
 mod ringing;
@@ -240,6 +242,47 @@ impl Scene {
         self.drain_with(|_| Answer::Taken).await
     }
 
+    /// The parties in whose names things reach the room, with what they say besides; until nothing is due.
+    async fn drain_spoken(&self) -> Vec<(String, Option<String>, Option<String>)> {
+        let mut spoken = Vec::new();
+        self.drain_with(|operation| {
+            let signal = &operation.call.as_ref().unwrap().signals[0];
+            spoken.push((operation.kind.as_str().to_owned(), signal.party_id.clone(), signal.detail.clone()));
+            Answer::Taken
+        })
+        .await;
+        spoken
+    }
+
+    /// What a worker learns late of an invite that was given up: it stands in the room.
+    async fn invite_turns_up(&self, call_id: CallId) {
+        let invite: uuid::Uuid = sqlx::query_scalar("select send_outbox_id from calls where call_id = $1")
+            .bind(call_id.as_uuid())
+            .fetch_one(&self.database.pool)
+            .await
+            .unwrap();
+        let evidence = Evidence {
+            outbox_id: OutboxId::from(invite),
+            kind: Kind::Call(SignalKind::Invite),
+            subject_id: call_id.as_uuid(),
+            revision: None,
+            target_outbox_id: None,
+            event_id: "$late".to_owned().into(),
+            room_id: room(),
+            sender: self.service.to_string(),
+        };
+        let mut tx = self.database.pool.begin().await.unwrap();
+        let new = outbox::late_evidence(&mut tx, self.conversation_id, call_id.into(), &evidence).await.unwrap();
+        tx.commit().await.unwrap();
+        assert!(new);
+    }
+
+    async fn remove(&self, user: UserId) {
+        let (mut tx, mut turn) = self.begin().await;
+        chat::remove_member(&mut tx, &mut turn, user).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+
     async fn waiting(&self) -> Vec<String> {
         sqlx::query_scalar("select kind from outbox order by seq").fetch_all(&self.database.pool).await.unwrap()
     }
@@ -270,6 +313,10 @@ enum Answer {
     TakenSilently,
     /// It does not, and nobody knows.
     Lost,
+    /// It never takes it.
+    Never,
+    /// It was asked, and has it not.
+    NotThere,
 }
 
 fn closes(operation: &ClaimedOperation) -> bool {
@@ -302,6 +349,8 @@ fn outcome(
         Answer::Refused => (Outcome::Refused { retry_in, blame }, false),
         Answer::TakenSilently => (Outcome::Ambiguous { retry_in, blame }, true),
         Answer::Lost => (Outcome::Ambiguous { retry_in, blame }, false),
+        Answer::Never => (Outcome::GaveUp { hint: "nothing to be done" }, false),
+        Answer::NotThere => (Outcome::NotThere, false),
     }
 }
 

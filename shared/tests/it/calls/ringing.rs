@@ -42,6 +42,7 @@ async fn a_hangup_before_the_invite_left_takes_everything_back() {
     let call_id = scene.place().await;
     scene.say(call_id, scene.ada, None, candidates(0..3)).await.unwrap();
     scene.say(call_id, scene.ada, None, hangup()).await.unwrap();
+    assert_eq!(scene.waiting().await, [""; 0], "at once, whenever a worker comes");
     assert_eq!(scene.drain().await, []);
     let call = scene.call_as(call_id, scene.grace).await;
     assert_eq!((call.delivery, call.missed), (Some(Delivery::Cancelled), true));
@@ -70,7 +71,14 @@ async fn an_invite_that_may_have_been_heard_gets_its_hangup_whatever_became_of_i
         scene.say(call_id, scene.ada, None, hangup()).await.unwrap();
         scene.database.advance(Duration::from_secs(2)).await;
         // Its transaction is closed, so that it cannot arrive any more; whoever heard it hears the end of it.
-        assert_eq!(scene.drain().await, kinds(&[SignalKind::Hangup]), "{lost:?}");
+        let mut closed = false;
+        let sent = scene
+            .drain_with(|operation| {
+                closed |= super::closes(operation);
+                Answer::Taken
+            })
+            .await;
+        assert_eq!((sent, closed), (kinds(&[SignalKind::Hangup]), true), "{lost:?}");
     }
 }
 
@@ -115,6 +123,7 @@ async fn an_invite_expires_while_everything_is_paused() {
     scene.database.advance(RING).await;
     // The invite expires, and the call is over.
     assert_eq!(scene.time_out().await, 2);
+    assert_eq!(scene.events().await, ["invite", "call_updated", "call_updated"]);
     shared::outbox::unpause(&scene.database.pool, None).await.unwrap();
     assert_eq!(scene.drain().await, []);
     assert_eq!(scene.call(call_id).await.delivery, Some(Delivery::Expired));
@@ -149,6 +158,7 @@ async fn an_invite_that_was_answered_here_before_it_left_does_not_ring_elsewhere
     let scene = Scene::new().await;
     let call_id = scene.place().await;
     scene.say(call_id, scene.grace, Some("TABLET"), answer()).await.unwrap();
+    assert_eq!(scene.waiting().await, [""; 0], "at once, whenever a worker comes");
     assert_eq!(scene.drain().await, []);
     assert_eq!(scene.call(call_id).await.delivery, Some(Delivery::Cancelled));
     scene.say(call_id, scene.grace, None, candidates(0..3)).await.unwrap();
@@ -302,6 +312,123 @@ async fn of_several_devices_that_call_none_rings_on_after_glare() {
 }
 
 #[tokio::test]
+async fn a_call_waits_as_long_as_its_conversation_is_paused() {
+    let scene = Scene::new().await;
+    scene.database.stop_clock().await;
+    let (mut tx, turn) = scene.begin().await;
+    let until = Some(turn.at + Duration::from_secs(30));
+    shared::outbox::pause_lanes(&mut tx, scene.conversation_id, None, until, "a while").await.unwrap();
+    tx.commit().await.unwrap();
+    scene.place().await;
+    scene.database.advance(Duration::from_secs(29)).await;
+    assert_eq!(scene.drain().await, []);
+    scene.database.advance(Duration::from_secs(1)).await;
+    assert_eq!(scene.drain().await, kinds(&[SignalKind::Invite]));
+}
+
+#[tokio::test]
+async fn a_call_that_is_over_without_its_invite_says_whether_that_was_taken_back_or_came_too_late() {
+    for (seconds, expected) in [(79, Delivery::Cancelled), (81, Delivery::Expired)] {
+        let scene = Scene::new().await;
+        scene.database.stop_clock().await;
+        let call_id = scene.place().await;
+        scene.database.advance(Duration::from_secs(seconds)).await;
+        scene.say(call_id, scene.ada, None, hangup()).await.unwrap();
+        assert_eq!(scene.call(call_id).await.delivery, Some(expected), "{seconds} s");
+    }
+}
+
+#[tokio::test]
+async fn an_invite_that_is_in_somebodys_hands_or_may_be_there_is_being_delivered_and_does_not_expire() {
+    let scene = Scene::new().await;
+    let call_id = scene.place().await;
+    let claimed = scene.claim().await.remove(0);
+    scene.database.advance(Duration::from_secs(85)).await;
+    assert_eq!(scene.time_out().await, 0);
+    assert_eq!(scene.call(call_id).await.delivery, Some(Delivery::Delivering));
+    scene.settle(claimed, &mut |_| Answer::TakenSilently).await;
+    assert_eq!(scene.time_out().await, 0);
+    assert_eq!(scene.call(call_id).await.delivery, Some(Delivery::Delivering));
+    assert_eq!(scene.waiting().await, ["call_invite"]);
+}
+
+#[tokio::test]
+async fn a_call_that_is_answered_or_out_of_time_or_of_others_is_no_rival_of_a_new_one() {
+    let third = UserId::generate();
+    for case in ["answered", "out of time", "to a third", "from a third", "on to a third"] {
+        let scene = Scene::of(&[third]).await;
+        let mut first = scene.new_call("PHONE");
+        first.invitee_id = Some(if case == "to a third" { third } else { scene.grace });
+        let first_id = scene.try_place(&first).await.unwrap();
+        match case {
+            "answered" => scene.say(first_id, scene.grace, Some("DESK"), answer()).await.unwrap(),
+            "out of time" => scene.database.advance(RING).await,
+            _ => {}
+        }
+        let mut second = scene.new_call("TABLET");
+        second.initiator_id = if case == "from a third" { third } else { scene.grace };
+        second.invitee_id = Some(if case == "on to a third" { third } else { scene.ada });
+        let second_id = scene.try_place(&second).await.unwrap();
+        assert_eq!(scene.state(second_id).await, "ringing", "{case}");
+        let expected = if case == "answered" { "active" } else { "ringing" };
+        assert_eq!(scene.state(first_id).await, expected, "{case}");
+    }
+}
+
+#[tokio::test]
+async fn nobody_missed_a_call_that_another_took_the_place_of() {
+    let scene = Scene::new().await;
+    let first = scene.place().await;
+    let mut second = scene.new_call("TABLET");
+    second.initiator_id = scene.grace;
+    let lost = scene.try_place(&second).await.unwrap().max(first);
+    for reader in [scene.ada, scene.grace] {
+        assert!(!scene.call_as(lost, reader).await.missed);
+    }
+}
+
+#[tokio::test]
+async fn a_call_is_missed_by_those_whom_it_was_for_and_only_if_nobody_answered() {
+    let third = UserId::generate();
+    let scene = Scene::of(&[third]).await;
+    let to_all = scene.place().await;
+    let mut new = scene.new_call("PHONE");
+    new.invitee_id = Some(scene.grace);
+    let to_grace = scene.try_place(&new).await.unwrap();
+    assert_eq!(scene.state(to_all).await, "ringing", "nobody is their own rival");
+    scene.database.advance(RING).await;
+    scene.time_out().await;
+    new.call_id = shared::ids::CallId::generate();
+    let answered = scene.try_place(&new).await.unwrap();
+    scene.say(answered, scene.grace, None, answer()).await.unwrap();
+    scene.say(answered, scene.ada, None, hangup()).await.unwrap();
+    for (call_id, missed) in [(to_all, [false, true, true]), (to_grace, [false, true, false]), (answered, [false; 3])] {
+        for (reader, missed) in [scene.ada, scene.grace, third].into_iter().zip(missed) {
+            assert_eq!(scene.call_as(call_id, reader).await.missed, missed);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_two_of_us_say_to_each_other_is_not_said_on_matrix_where_it_rang() {
+    let scene = Scene::new().await;
+    let call_id = scene.place().await;
+    scene.drain().await;
+    scene.say(call_id, scene.grace, Some("TABLET"), answer()).await.unwrap();
+    scene.say(call_id, scene.grace, Some("TABLET"), candidates(0..2)).await.unwrap();
+    scene.database.advance(Duration::from_secs(3)).await;
+    assert_eq!(scene.drain().await, kinds(&[SignalKind::SelectAnswer]));
+}
+
+#[tokio::test]
+async fn who_is_alone_has_nobody_to_call() {
+    let scene = Scene::new().await;
+    scene.remove(scene.grace).await;
+    let refused = scene.try_place(&scene.new_call("PHONE")).await;
+    assert!(matches!(refused, Err(CallError::NoSuchInvitee)), "{refused:?}");
+}
+
+#[tokio::test]
 async fn two_who_call_each_other_at_once_end_in_one_call_whoever_is_first() {
     for swapped in [false, true] {
         let scene = Scene::new().await;
@@ -317,6 +444,8 @@ async fn two_who_call_each_other_at_once_end_in_one_call_whoever_is_first() {
         for call in &calls {
             scene.try_place(call).await.unwrap();
         }
+        let rang = scene.database.count("select count(*) from call_signals where kind = 'invite'").await;
+        assert_eq!(rang, if swapped { 2 } else { 1 }, "what lost at once rings nowhere");
         for call in &calls {
             let expected = if call.call_id == lesser { "ringing" } else { "ended glare" };
             assert_eq!(scene.state(call.call_id).await, expected);
