@@ -6,7 +6,7 @@ STACK := deploy/local/stack
 export SQLX_OFFLINE := true
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down build test bench drill lint deny fmt sqlx clean-local
+.PHONY: help demo up down build test calls bench drill lint deny fmt sqlx clean-local
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,9 +23,15 @@ down: ## stop what `make up` started; its data stays
 build: ## build the programs: api, worker, outboxctl
 	cargo build $(ALL) --bins
 
-test: ## run every test, on a Postgres and a Synapse of its own; TEST_ARGS go to cargo test
+# With TEST_ARGS somebody looks for certain tests only.
+test: ## run every test, on servers of its own, and `calls`; with TEST_ARGS only those that cargo test then runs
+	$(if $(TEST_ARGS),,@$(STACK) calls --prepare)
 	cargo test $(ALL) --no-run
 	$(STACK) test -- cargo test $(ALL) $(TEST_ARGS)
+	$(if $(TEST_ARGS),,@$(STACK) calls)
+
+calls: build ## let a real browser and a real Matrix client call each other; CALLS_ARGS: --only N
+	@$(STACK) calls $(CALLS_ARGS)
 
 bench: ## measure writes, drain, latency and claims beside their limits; BENCH_ARGS: --quick, --only drain
 	cargo build --release $(ALL) --bins
@@ -52,6 +58,6 @@ fmt: ## format the Rust code
 sqlx: ## renew .sqlx, the offline data of the queries, from the migrations
 	$(STACK) schema -- deploy/local/offline_data.py write
 
-clean-local: ## stop the local stack; delete its data and its Synapse
+clean-local: ## stop the local stack; delete its data, its Synapse and its Node modules
 	@$(STACK) clean
-	rm -rf .local
+	rm -rf .local deploy/local/calls/node_modules

@@ -149,7 +149,7 @@ create unique index call_signals_matrix_event_id on call_signals (conversation_i
 comment on table call_signals is 'What was said to set up, change and end calls, in order.';
 comment on column call_signals.conversation_id is 'The conversation.';
 comment on column call_signals.signal_id is 'Id, UUID v7.';
-comment on column call_signals.call_id is 'The call: its Matrix id if that is a UUID, else a UUID v5 of conversation and Matrix id.';
+comment on column call_signals.call_id is 'The call: of one that was placed here its id, else a UUID v5 of conversation and Matrix id.';
 comment on column call_signals.matrix_call_id is 'The call, as its events name it.';
 comment on column call_signals.seq is 'Its place in the conversation.';
 comment on column call_signals.kind is 'The event''s type without its m.call.';

@@ -22,6 +22,7 @@ create table calls (
     ended_at timestamptz,
     ended_by uuid,
     replaced_by uuid,
+    sealed boolean not null default true,
     constraint calls_pkey primary key (conversation_id, call_id),
     constraint calls_seq_key unique (conversation_id, seq),
     constraint calls_conversation_fkey foreign key (conversation_id)
@@ -39,9 +40,13 @@ create index calls_newest_idx on calls (conversation_id, created_at, call_id);
 create index calls_live_idx on calls (conversation_id) where status <> 'ended';
 -- What still rings is found without looking at the rest.
 create index calls_ringing_idx on calls (ring_until) where status = 'ringing';
+-- And what goes on for longer than anybody talks.
+create index calls_active_idx on calls (answered_at) where status = 'active';
+-- What was said in calls that are long over goes; each of them is met once.
+create index calls_over_idx on calls (ended_at) where status = 'ended' and sealed;
 comment on table calls is 'Calls, the state of each. A row outlives its call: it is the history.';
 comment on column calls.conversation_id is 'The conversation.';
-comment on column calls.call_id is 'Id: UUID v7, or for a call from Matrix its Matrix id if that is a UUID, else a UUID v5 of conversation and Matrix id.';
+comment on column calls.call_id is 'Id: UUID v7, for a call from Matrix a UUID v5 of conversation and Matrix id.';
 comment on column calls.matrix_call_id is 'The call, as its events name it.';
 comment on column calls.seq is 'Its place in the conversation.';
 comment on column calls.origin is 'Where it was placed: nova (our API) or matrix.';
@@ -61,6 +66,7 @@ comment on column calls.answered_at is 'When it was answered.';
 comment on column calls.ended_at is 'When it ended.';
 comment on column calls.ended_by is 'Who ended it; null when nobody did.';
 comment on column calls.replaced_by is 'The call that it lost to, when two rang for each other at once.';
+comment on column calls.sealed is 'Whether what was said in it is still kept, sealed.';
 
 create table call_parties (
     conversation_id uuid not null,

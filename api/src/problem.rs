@@ -155,6 +155,7 @@ impl From<LimitError> for ApiError {
     fn from(error: LimitError) -> Self {
         match error {
             LimitError::Reached { role, limit, retry_after } => {
+                metrics::counter!("calls_limited_total", "role" => role.as_str()).increment(1);
                 let why = match role {
                     Role::Caller => format!("you may place {limit} calls in a minute"),
                     Role::Callee => format!("whom you call may be rung for {limit} calls in a minute"),

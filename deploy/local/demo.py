@@ -1,4 +1,4 @@
-"""The demonstration: a conversation through the REST API, read back from Synapse as a Matrix client reads it.
+"""The demonstration: a conversation and a call through the REST API, read back from Synapse as a Matrix client reads it.
 
 `play` is the script. What is printed comes from the servers' answers.
 """
@@ -11,6 +11,7 @@ from comparison import Comparison
 from processes import StartFailed, ignore_signals, wait_until
 from runs import temporary
 from scene import DELIVERY_SECONDS, Disagreement, Scene
+from telephone import Telephone
 from web import Refused
 from whole import Stack, say
 
@@ -31,7 +32,7 @@ def play(scene: Scene) -> None:
 
 
 def run() -> int:
-    print("A conversation through the REST API, and what Matrix then knows of it.\n")
+    print("A conversation and a call through the REST API, and what Matrix then knows of them.\n")
     print("1. A stack of its own", flush=True)
     with temporary("matrix-outbox-demo-") as directory:
         stack = Stack(directory, tied=True)
@@ -62,7 +63,9 @@ def _perform(stack: Stack) -> bool:
     print("\n3. Side by side")
     # Edits and redactions follow their messages; what is shown is what stands when all has arrived.
     wait_until(lambda: Comparison(scene, reader="Grace").agrees(), DELIVERY_SECONDS, pause=0.5)
-    return Comparison(scene, reader="Grace").show()
+    agree = Comparison(scene, reader="Grace").show()
+    print("\n4. A call")
+    return Telephone(scene, caller="Ada", called="Grace").play() and agree
 
 
 def _explained(error: Exception) -> str:

@@ -56,8 +56,12 @@ class MatrixClient:
 
     def say(self, room_id: str, text: str) -> str:
         """Sends a text. Returns its event's id."""
-        path = f"/rooms/{_quote(room_id)}/send/m.room.message/{secrets.token_hex(16)}"
-        return str(self._call("PUT", path, {"msgtype": "m.text", "body": text})["event_id"])
+        return self.send(room_id, "m.room.message", {"msgtype": "m.text", "body": text})
+
+    def send(self, room_id: str, event_type: str, content: Json) -> str:
+        """Sends an event. Returns its id."""
+        path = f"/rooms/{_quote(room_id)}/send/{event_type}/{secrets.token_hex(16)}"
+        return str(self._call("PUT", path, content)["event_id"])
 
     def members(self, room_id: str) -> dict[str, str]:
         """User id to membership."""

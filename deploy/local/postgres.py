@@ -228,10 +228,11 @@ def _number(text: str) -> int:
     return int(match.group()) if match else 0
 
 
-def apt_install(package: str) -> None:
-    print(f"Installing {package} with apt-get (once)", file=sys.stderr, flush=True)
+def apt_install(*packages: str) -> None:
+    names = " ".join(packages)
+    print(f"Installing {names} with apt-get (once)", file=sys.stderr, flush=True)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", package]
+    install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
     for command in (["apt-get", "update", "-qq"], install):
         done = subprocess.run(
             command,
@@ -242,4 +243,4 @@ def apt_install(package: str) -> None:
             env=environment,
         )
         if done.returncode != 0:
-            raise StartFailed(package, f'"{" ".join(command)}" failed', done.stdout)
+            raise StartFailed(names, f'"{" ".join(command)}" failed', done.stdout)

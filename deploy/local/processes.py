@@ -35,11 +35,12 @@ class StartFailed(Exception):
         self.part, self.reason, self.log = part, reason, log
 
     def report(self) -> str:
-        text = f"{self.part} failed: {self.reason}"
-        if self.log.strip():
-            tail = self.log.rstrip().splitlines()[-TAIL_LINES:]
-            text += "".join(f"\n  | {line[:LONGEST_LINE]}" for line in tail)
-        return text
+        return f"{self.part} failed: {self.reason}{tail(self.log)}"
+
+
+def tail(log: str) -> str:
+    """The end of a log, to be printed below a line."""
+    return "".join(f"\n  | {line[:LONGEST_LINE]}" for line in log.rstrip().splitlines()[-TAIL_LINES:])
 
 
 @dataclass(frozen=True)

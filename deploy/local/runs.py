@@ -73,7 +73,7 @@ def test(command: list[str], *, with_synapse: bool, durable: bool) -> int:
                     "TEST_HOMESERVER_NAME": SERVER_NAME,
                     "TEST_HOMESERVER_REGISTRATION_SECRET": homeserver.registration_secret,
                 }
-            return _run(command, environment)
+            return run_command(command, environment)
         finally:
             ignore_signals()
             stop_orphans(spare=[service.pid for service in services])
@@ -92,14 +92,15 @@ def schema(command: list[str]) -> int:
             database.create_database("schema")
             for migration in sorted((REPOSITORY / "migrations").glob("*.sql")):
                 database.run_sql("-f", str(migration), database="schema")
-            return _run(command, {"DATABASE_URL": database.url("schema")})
+            return run_command(command, {"DATABASE_URL": database.url("schema")})
         finally:
             ignore_signals()
             stop_orphans(spare=[database.pid])
             database.stop(at_once=True)
 
 
-def _run(command: list[str], environment: dict[str, str]) -> int:
+def run_command(command: list[str], environment: dict[str, str]) -> int:
+    """Runs it with these variables beside ours; returns its exit code. It ends when we do."""
     sys.stdout.flush()
     try:
         child = subprocess.Popen(

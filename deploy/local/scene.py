@@ -149,6 +149,10 @@ class Scene:
             if not wait_until(delivered, DELIVERY_SECONDS, pause=0.2):
                 raise Disagreement(f'"{message.text}" was not delivered within {DELIVERY_SECONDS:.0f} s')
 
+    def tell(self, user: User, what: str, outcome: str) -> None:
+        """Prints what a user did, and what came of it."""
+        _tell(user.name, what, outcome)
+
     def report(self, message: Message) -> Json:
         """The message as the API knows it, which is what stands in Postgres."""
         return self.api(message.author, "GET", f"/messages/{message.id}").body

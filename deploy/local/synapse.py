@@ -59,6 +59,8 @@ class Synapse(Service):
         super().__init__(directory, tied=tied, keep_port=keep_port)
         self.python = python
         self.default_rate_limits = default_rate_limits
+        # What else its configuration says.
+        self.more: dict[str, Any] = {}
 
     @property
     def url(self) -> str:
@@ -106,6 +108,7 @@ class Synapse(Service):
             # By default a repeated /sync gets a two minutes old answer.
             "caches": {"sync_response_cache_duration": "0s"},
             **({} if self.default_rate_limits else LIFTED_RATE_LIMITS),
+            **self.more,
         }
 
     def command(self) -> list[str]:

@@ -46,6 +46,12 @@ def call(method: str, url: str, body: Json | None = None, headers: dict[str, str
     return request(method, url, body, headers).body
 
 
+def text(url: str) -> str:
+    """What GET gives."""
+    with _opener.open(url, timeout=60) as response:
+        return str(response.read().decode())
+
+
 def answers(url: str) -> bool:
     """Whether GET gives 200."""
     try:

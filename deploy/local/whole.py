@@ -49,7 +49,8 @@ class Stack:
         self.secrets: dict[str, str] = json.loads(self._secrets_path.read_text()) if self._secrets_path.exists() else {}
 
     @property
-    def _services(self) -> tuple[Service, ...]:
+    def services(self) -> tuple[Service, ...]:
+        """In the order in which they start: each needs those before it."""
         return self.postgres, self.synapse, self.api, self.worker
 
     def start(self) -> None:
@@ -59,14 +60,14 @@ class Stack:
             binary(name)
         try:
             synapse_python(LOCAL)
-            self._bring_up(self.synapse, self.postgres)
-            self._configure()
-            self._bring_up(self.api, self.worker)
+            self.bring_up(self.synapse, self.postgres)
+            self.configure()
+            self.bring_up(self.api, self.worker)
         except BaseException:
-            self._stop(*(service for service in self._services if service.launched))
+            self._stop(*(service for service in self.services if service.launched))
             raise
 
-    def _bring_up(self, *services: Service) -> None:
+    def bring_up(self, *services: Service) -> None:
         missing = [service for service in services if not service.running()]
         started = time.monotonic()
         for service in missing:
@@ -78,7 +79,7 @@ class Stack:
             else:
                 say(f"{service.title} is already running at 127.0.0.1:{service.port}")
 
-    def _configure(self) -> None:
+    def configure(self) -> None:
         """The schema, the service's account, and the settings that follow from them."""
         new_database = self.postgres.create_database(DATABASE)
         if not (self.api.running() and self.worker.running()):
@@ -96,12 +97,12 @@ class Stack:
         self.worker.configure(worker_settings(self.postgres, self.synapse, self.secrets, token))
 
     def stop(self, *, at_once: bool = False) -> bool:
-        return self._stop(*self._services, at_once=at_once)
+        return self._stop(*self.services, at_once=at_once)
 
     def _stop(self, *services: Service, at_once: bool = False) -> bool:
         """In the order in which nothing misses what it needs. Says whether anything ran."""
         any_ran = False
-        for service in (self.worker, self.api, self.synapse, self.postgres):
+        for service in reversed(self.services):
             if service in services and service.stop(at_once=at_once):
                 any_ran = True
                 say(f"{service.title} stopped")

@@ -51,7 +51,8 @@ pub enum Role {
 }
 
 impl Role {
-    const fn as_str(self) -> &'static str {
+    /// As in the database and in metrics.
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Caller => "caller",
             Self::Callee => "callee",

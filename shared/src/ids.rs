@@ -68,11 +68,10 @@ uuid_ids! {
 }
 
 impl CallId {
-    /// The call that Matrix events name so: that UUID if it is one, else one made of conversation and name.
+    /// The call from Matrix that events of a conversation name so. Whatever the name, and be it a UUID: it must lead to
+    /// nothing else that has an id.
     pub fn of_matrix(conversation_id: ConversationId, matrix_call_id: &str) -> Self {
-        let plain = matrix_call_id.len() == 36;
-        let given = Uuid::try_parse(matrix_call_id).ok().filter(|_| plain);
-        Self(given.unwrap_or_else(|| Uuid::new_v5(&conversation_id.0, matrix_call_id.as_bytes())))
+        Self(Uuid::new_v5(&conversation_id.0, matrix_call_id.as_bytes()))
     }
 }
 
@@ -232,10 +231,9 @@ mod tests {
     }
 
     #[test]
-    fn a_call_keeps_its_id_if_that_is_a_uuid_and_has_one_of_its_own_in_each_conversation_if_not() {
+    fn a_call_from_matrix_has_an_id_of_its_own_in_each_conversation_whatever_its_name() {
         let (here, there) = (ConversationId::generate(), ConversationId::generate());
-        let given = "550e8400-e29b-41d4-a716-446655440000";
-        assert_eq!(CallId::of_matrix(here, given).to_string(), given);
+        assert_ne!(CallId::of_matrix(here, &here.to_string()).as_uuid(), here.as_uuid());
         assert_eq!(CallId::of_matrix(here, "1234.abc"), CallId::of_matrix(here, "1234.abc"));
         assert_ne!(CallId::of_matrix(here, "1234.abc"), CallId::of_matrix(there, "1234.abc"));
     }

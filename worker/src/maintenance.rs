@@ -67,6 +67,7 @@ pub(crate) async fn run(pool: PgPool, events_retention: Duration, signals: Signa
 }
 
 async fn forget(pool: &PgPool, older_than: Duration) -> Result<(), sqlx::Error> {
+    while calls::wipe(pool, older_than, BATCH).await? == u64::try_from(BATCH).unwrap_or(0) {}
     loop {
         let gone = events::forget(pool, older_than, BATCH).await?;
         metrics::counter!("event_log_forgotten_total").increment(gone);

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 use shared::{
-    calls::{Call, EndReason, Origin, Session, Status},
+    calls::{Call, EndReason, Named, Origin, Session, Status},
     ids::{CallId, ConversationId, EventId, RoomId, UserId},
     outbox::Delivery,
 };
@@ -105,6 +105,22 @@ pub(crate) struct JoinableBody {
     sdp_offer_stream_metadata: Option<Value>,
     sdp_answer: Option<String>,
     sdp_answer_stream_metadata: Option<Value>,
+    /// What the two devices have named so far; empty once the call is over.
+    candidates: Vec<NamedBody>,
+}
+
+/// Ways to reach a device.
+#[derive(Debug, Serialize)]
+struct NamedBody {
+    participant_id: UserId,
+    party_id: Option<String>,
+    candidates: Vec<Value>,
+}
+
+impl From<Named> for NamedBody {
+    fn from(named: Named) -> Self {
+        Self { participant_id: named.user_id, party_id: named.party_id, candidates: named.candidates }
+    }
 }
 
 impl JoinableBody {
@@ -117,6 +133,7 @@ impl JoinableBody {
             sdp_offer_stream_metadata: sdp_offer_stream_metadata.flatten(),
             sdp_answer,
             sdp_answer_stream_metadata: sdp_answer_stream_metadata.flatten(),
+            candidates: session.candidates.into_iter().map(NamedBody::from).collect(),
         }
     }
 }

@@ -15,6 +15,10 @@ use crate::problem::{ApiError, FieldProblem};
 const RING_MS: std::ops::RangeInclusive<u64> = 30_000..=300_000;
 const DEFAULT_RING_MS: u64 = 90_000;
 
+/// The largest description of a session with what its streams are, in bytes of JSON: what it is wrapped in is at most so
+/// many bytes more.
+const MAX_SESSION_BYTES: usize = calls::MAX_SIGNAL_BYTES - 96;
+
 /// The longest party id, in characters.
 const MAX_PARTY_LEN: usize = 255;
 
@@ -275,8 +279,8 @@ fn check_session(field: &str, sdp: &str, metadata: Option<&Map<String, Value>>) 
         return Err(ApiError::invalid(field, "must not contain the character NUL"));
     }
     let bytes = json_len(&sdp)?;
-    if bytes > calls::MAX_SIGNAL_BYTES {
-        return Err(too_large(field, calls::MAX_SIGNAL_BYTES, "as a JSON string"));
+    if bytes > MAX_SESSION_BYTES {
+        return Err(too_large(field, MAX_SESSION_BYTES, "as a JSON string"));
     }
     check_metadata(metadata, bytes)
 }
@@ -285,8 +289,8 @@ fn check_metadata(metadata: Option<&Map<String, Value>>, beside: usize) -> Resul
     let Some(metadata) = metadata else { return Ok(()) };
     let field = "sdp_stream_metadata";
     check_object(field, metadata)?;
-    if json_len(metadata)? + beside > calls::MAX_SIGNAL_BYTES {
-        return Err(too_large(field, calls::MAX_SIGNAL_BYTES, "as JSON, together with the SDP"));
+    if json_len(metadata)? + beside > MAX_SESSION_BYTES {
+        return Err(too_large(field, MAX_SESSION_BYTES, "as JSON, together with the SDP"));
     }
     Ok(())
 }

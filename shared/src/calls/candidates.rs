@@ -97,6 +97,12 @@ async fn open_batch(
         join lanes l on l.conversation_id = o.conversation_id and l.lane_id = o.lane_id
         where o.conversation_id = $1 and o.lane_id = $2 and o.kind = 'call_candidates'
             and o.seq > l.frozen_through and o.maybe_sent_at is null
+            -- What is said after somebody's removal waits for it.
+            and not exists (
+                select 1 from outbox r
+                where r.conversation_id = o.conversation_id and r.lane_id = o.conversation_id
+                    and r.kind = 'remove' and r.seq > o.seq
+            )
             and exists (
                 select 1 from call_signals s
                 where s.conversation_id = o.conversation_id and s.send_outbox_id = o.outbox_id and s.party_id = $3

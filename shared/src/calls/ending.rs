@@ -72,7 +72,9 @@ async fn closing(
     reason: EndReason,
     ender: Ender<'_>,
 ) -> Result<Option<SignalKind>, CallError> {
-    if matches!(ender, Ender::Matrix(_)) {
+    // Where it was said, it is known; but who calls by us, and ends it with an account of their own, is not who rings.
+    let own = call.origin == Origin::Nova && matches!(ender, Ender::Matrix(user) if user == call.initiator_id);
+    if matches!(ender, Ender::Matrix(_)) && !own {
         return Ok(None);
     }
     if call.origin == Origin::Nova {

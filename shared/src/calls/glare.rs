@@ -16,15 +16,18 @@ fn meet(one: &Row, other: &Row) -> bool {
     one.initiator_id != other.initiator_id && calls(one, other) && calls(other, one)
 }
 
-/// Settles which of two calls counts, if a new one meets another that rings. The call that it lost to, if it did.
+/// Settles which calls count, if a new one meets others that ring. The call that it lost to, if it did.
 pub(super) async fn settle(conn: &mut PgConnection, turn: &mut Turn, new: &Row) -> Result<Option<CallId>, CallError> {
-    let rival = row::live(conn, turn.conversation_id).await?.into_iter().find(|call| {
-        call.status == Status::Ringing && call.call_id != new.call_id && call.ring_until > turn.at && meet(call, new)
-    });
-    let Some(rival) = rival else { return Ok(None) };
-    let (loser, winner) = if rival.matrix_call_id < new.matrix_call_id { (new, &rival) } else { (&rival, new) };
-    if loser.state().next(Move::Lose) == Ok(Next::Ended(EndReason::Glare)) {
-        end(conn, turn, loser, EndReason::Glare, Ender::Nobody, Some(winner.call_id)).await?;
+    let rings = |call: &Row| call.status == Status::Ringing && call.ring_until > turn.at;
+    let mut rivals = row::live(conn, turn.conversation_id).await?;
+    rivals.retain(|call| rings(call) && call.call_id != new.call_id && meet(call, new));
+    let winner = rivals.iter().find(|rival| rival.matrix_call_id < new.matrix_call_id).map(|rival| rival.call_id);
+    let losers = if winner.is_some() { std::slice::from_ref(new) } else { &rivals };
+    for loser in losers {
+        if loser.state().next(Move::Lose) == Ok(Next::Ended(EndReason::Glare)) {
+            let winner = winner.unwrap_or(new.call_id);
+            end(conn, turn, loser, EndReason::Glare, Ender::Nobody, Some(winner)).await?;
+        }
     }
-    Ok((loser.call_id == new.call_id).then_some(winner.call_id))
+    Ok(winner)
 }

@@ -179,6 +179,8 @@ pub enum Move<'a> {
     },
     /// The time in which it may ring is over.
     TimeOut,
+    /// It has gone on for longer than anybody talks: its devices are gone.
+    Abandon,
     /// Another call between the two counts.
     Lose,
 }
@@ -229,7 +231,7 @@ impl State {
             | Move::Negotiate { user }
             | Move::Reject { user }
             | Move::Hangup { user, .. } => Some(user),
-            Move::Leave { .. } | Move::TimeOut | Move::Lose => None,
+            Move::Leave { .. } | Move::TimeOut | Move::Abandon | Move::Lose => None,
         };
         if user.is_some_and(|user| !self.takes_part(user)) {
             return Err(Illegal::NotInCall);
@@ -238,7 +240,7 @@ impl State {
             Status::Ringing => self.while_ringing(made),
             Status::Active => self.while_active(made),
             Status::Ended => match made {
-                Move::Leave { .. } | Move::TimeOut | Move::Lose => Ok(Next::Unchanged),
+                Move::Leave { .. } | Move::TimeOut | Move::Abandon | Move::Lose => Ok(Next::Unchanged),
                 _ => Err(Illegal::Ended),
             },
         }
@@ -258,7 +260,7 @@ impl State {
             Move::Leave { user } if user == self.initiator || self.invitee == Some(user) => {
                 Ok(Next::Ended(EndReason::Left))
             }
-            Move::Leave { .. } => Ok(Next::Unchanged),
+            Move::Leave { .. } | Move::Abandon => Ok(Next::Unchanged),
             Move::TimeOut => Ok(Next::Ended(EndReason::InviteTimeout)),
             Move::Lose => Ok(Next::Ended(EndReason::Glare)),
         }
@@ -279,6 +281,7 @@ impl State {
                 Err(Illegal::AnsweredElsewhere)
             }
             Move::Leave { user } if self.talks(user) => Ok(Next::Ended(EndReason::Left)),
+            Move::Abandon => Ok(Next::Ended(EndReason::UnknownError)),
             Move::Leave { .. } | Move::TimeOut | Move::Lose => Ok(Next::Unchanged),
         }
     }

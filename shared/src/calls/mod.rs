@@ -36,18 +36,21 @@ mod say;
 mod signals;
 
 pub(crate) use carry::invite_arrived_late;
-pub use clock::time_out;
+pub use clock::{time_out, wipe};
 pub(crate) use ending::leave;
 pub use heard::announce;
-pub(crate) use heard::{Heard, detail, hear, is_held_back};
+pub(crate) use heard::{Heard, call_of, detail, hear, hold_back, is_held_back};
 pub use machine::{EndReason, Illegal, Move, Next, State, Status};
-pub use read::{Answerer, Call, CallsRequest, Session, call, calls, calls_of, conversation_of_call, session};
+pub use read::{Answerer, Call, CallsRequest, Named, Session, call, calls, calls_of, conversation_of_call, session};
 pub use say::{NewCall, Saying, initiate, say};
 pub use signals::{CallSignal, SignalKind, StoredSignal, open, signal};
 pub(crate) use signals::{NewSignal, insert as insert_signal, place};
 
 /// The longest that a call may ring: what claims more rings for as long.
 pub const MAX_RING: Duration = Duration::from_mins(5);
+
+/// The longest that a call may last: one that goes on for longer has lost its devices.
+pub const MAX_CALL: Duration = Duration::from_hours(24);
 
 /// An invite with less than this left is not sent: whoever picks up would meet a call that is over. `call_details` has the
 /// same.

@@ -75,6 +75,19 @@ pub struct Session {
     pub offer: Option<(String, Option<Value>)>,
     /// What the device answered whose answer counts.
     pub answer: Option<(String, Option<Value>)>,
+    /// What the two devices have named so far, in order: ways to reach them.
+    pub candidates: Vec<Named>,
+}
+
+/// Candidates of a device.
+#[derive(Debug, Clone)]
+pub struct Named {
+    /// Whose device.
+    pub user_id: UserId,
+    /// Which device; none for one of before version 1.
+    pub party_id: Option<String>,
+    /// What it named, as it came.
+    pub candidates: Vec<Value>,
 }
 
 /// Which calls.
@@ -204,7 +217,11 @@ pub async fn calls_of(
             ) as party_id,
             c.created_at as "created_at!", c.ring_until as "ring_until!", c.answered_at, c.ended_at,
             c.ended_by as "ended_by: UserId", c.replaced_by as "replaced_by: CallId",
-            call_missed(c.status, c.reason, c.answered_at, c.initiator_id, c.invitee_id, $3) as "missed!",
+            call_missed(c.status, c.reason, c.answered_at, c.initiator_id, c.invitee_id, $3) and not exists (
+                select 1 from call_signals s
+                where s.conversation_id = c.conversation_id and s.call_id = c.call_id and s.kind = 'reject'
+                    and s.author_id = $3
+            ) as "missed!",
             c.matrix_invite_event_id as "event_id: EventId", c.matrix_party_id, c.matrix_room_id as "room_id: RoomId",
             c.delivery as "delivery: Delivery"
         from call_details c
@@ -238,7 +255,11 @@ pub async fn calls(conn: &mut PgConnection, reader: UserId, request: &CallsReque
             where calls.conversation_id = m.conversation_id
                 and (calls.initiator_id = $1 or coalesce(calls.invitee_id, $1) = $1)
                 and (not $3 or call_missed(calls.status, calls.reason, calls.answered_at, calls.initiator_id,
-                    calls.invitee_id, $1))
+                    calls.invitee_id, $1) and not exists (
+                        select 1 from call_signals s
+                        where s.conversation_id = calls.conversation_id and s.call_id = calls.call_id
+                            and s.kind = 'reject' and s.author_id = $1
+                    ))
                 and ($4::uuid is null or (calls.created_at, calls.call_id) < (
                     select b.created_at, b.call_id from calls b where b.call_id = $4 order by b.created_at limit 1
                 ))
@@ -269,25 +290,39 @@ pub async fn session(conn: &mut PgConnection, keys: &KeyRing, call: &Call) -> Re
     if call.status == Status::Ended {
         return Ok(Session::default());
     }
+    let answered_by = call.answered_by.as_ref();
     let rows = sqlx::query!(
         r#"
-        select s.signal_id as "signal_id: SignalId", s.kind, s.payload as "payload!" from call_signals s
-        where s.conversation_id = $1 and s.call_id = $2 and s.payload is not null
-            and (s.kind = 'invite' or s.kind = 'answer' and coalesce(s.party_id, '') = $3)
+        select s.signal_id as "signal_id: SignalId", s.kind, s.payload as "payload!", s.party_id,
+            s.author_id as "author_id: UserId"
+        from call_signals s
+        join calls c on c.conversation_id = s.conversation_id and c.call_id = s.call_id
+        where s.conversation_id = $1 and s.call_id = $2 and s.payload is not null and (
+                s.kind in ('invite', 'candidates') and s.author_id = c.initiator_id
+                    and coalesce(s.party_id, '') = coalesce(c.matrix_party_id, '')
+                or s.kind in ('answer', 'candidates') and s.author_id = $3 and coalesce(s.party_id, '') = $4
+            )
         order by s.seq
         "#,
         call.conversation_id.as_uuid(),
         call.call_id.as_uuid(),
-        call.answered_by.as_ref().map(|answerer| answerer.party_id.as_str()),
+        answered_by.and_then(|answerer| answerer.user_id).map(UserId::as_uuid),
+        answered_by.map(|answerer| answerer.party_id.as_str()),
     )
     .fetch_all(conn)
     .await?;
     let mut session = Session::default();
     for row in rows {
-        let content = signals::open(keys, call.conversation_id, row.signal_id, &row.payload)?;
+        let mut content = signals::open(keys, call.conversation_id, row.signal_id, &row.payload)?;
         let (pointer, place) = match row.kind.as_str() {
             "invite" => ("/offer/sdp", &mut session.offer),
-            _ => ("/answer/sdp", &mut session.answer),
+            "answer" => ("/answer/sdp", &mut session.answer),
+            _ => {
+                if let Some(Value::Array(candidates)) = content.get_mut("candidates").map(Value::take) {
+                    session.candidates.push(Named { user_id: row.author_id, party_id: row.party_id, candidates });
+                }
+                continue;
+            }
         };
         let sdp = content.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
         if let Some(sdp) = sdp.filter(|_| place.is_none()) {

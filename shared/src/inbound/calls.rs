@@ -9,9 +9,9 @@ use time::OffsetDateTime;
 use super::{Applied, InboundError, Inbox, Incoming, Record, author, refuse, remember};
 use crate::{
     calls::{self, CallSignal, Heard, MAX_RING, NewSignal, Origin, SignalKind},
-    chat::Turn,
+    chat::{self, Turn},
     events::{self, EventKind},
-    ids::{CallId, SignalId},
+    ids::SignalId,
 };
 
 pub(super) async fn call(
@@ -24,9 +24,14 @@ pub(super) async fn call(
     let Some(author_id) = author(conn, turn, inbox, event).await? else {
         return refuse(conn, turn, event, "user_format").await;
     };
+    // Who was removed here may still be in the room, until that is done there too.
+    let is_ours = event.sender.nova_user(inbox.server()).is_some();
+    if is_ours && !chat::is_member(conn, turn.conversation_id, author_id).await? {
+        return refuse(conn, turn, event, "not_a_member").await;
+    }
     turn.advance(conn).await?;
     let signal_id = SignalId::generate();
-    let call_id = CallId::of_matrix(turn.conversation_id, &call.call_id);
+    let call_id = calls::call_of(conn, turn.conversation_id, &call.call_id).await?;
     let content: Value = serde_json::from_str(&call.content).unwrap_or_default();
     let sent_at = said_at(event.sent_at_ms, turn.at);
     let ring_until = (call.kind == SignalKind::Invite)
@@ -49,16 +54,12 @@ pub(super) async fn call(
         event: Some((&event.event_id, &event.room_id)),
         expires_at: ring_until,
         created_at: sent_at,
-        announced: call.kind != SignalKind::Invite && !held_back,
+        announced: true,
     };
-    let announced = new.announced;
     if !calls::insert_signal(conn, turn, &new).await? {
         return Ok(Applied::Duplicate);
     }
     remember(conn, turn, event, &Record::new("call", signal_id.as_uuid())).await?;
-    if announced {
-        events::record(conn, turn.conversation_id, EventKind::CallSignal, signal_id.as_uuid()).await?;
-    }
     let heard = Heard {
         signal_id,
         call_id,
@@ -73,7 +74,14 @@ pub(super) async fn call(
         sent_at,
         ring_until,
     };
-    calls::hear(conn, turn, &heard).await?;
+    // What does not count is kept, and nobody is told: it may be anybody's.
+    if calls::hear(conn, turn, &heard).await? {
+        if call.kind == SignalKind::Invite || held_back {
+            calls::hold_back(conn, turn.conversation_id, signal_id).await?;
+        } else {
+            events::record(conn, turn.conversation_id, EventKind::CallSignal, signal_id.as_uuid()).await?;
+        }
+    }
     Ok(Applied::Changed)
 }
 

@@ -1,6 +1,9 @@
 //! Claiming: leases on lanes that are due, and what their first operations need to be sent.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -224,6 +227,7 @@ pub async fn oldest_due(
 
 /// Claims lanes of a class that are due. Call it in a transaction of its own and commit at once.
 pub async fn claim(conn: &mut PgConnection, request: &ClaimRequest) -> Result<Claim, sqlx::Error> {
+    let began = Instant::now();
     if pause::is_paused(conn, request.class).await? {
         return Ok(Claim { batches: Vec::new(), lanes: 0, taken_over: 0 });
     }
@@ -266,7 +270,7 @@ pub async fn claim(conn: &mut PgConnection, request: &ClaimRequest) -> Result<Cl
     }
     let taken_over = lapsed.len();
 
-    let mut operations = due_operations(conn, request, &conversations, &lane_ids, now).await?;
+    let mut operations = due_operations(conn, request, (&conversations, &lane_ids), now, began).await?;
     reach(Point::ClaimRead);
     let mut batches = Vec::with_capacity(lanes.len());
     let mut handed_through = Vec::with_capacity(lanes.len());
@@ -386,9 +390,9 @@ struct DueRow {
 async fn due_operations(
     conn: &mut PgConnection,
     request: &ClaimRequest,
-    conversations: &[Uuid],
-    lanes: &[Uuid],
+    (conversations, lanes): (&[Uuid], &[Uuid]),
     now: OffsetDateTime,
+    began: Instant,
 ) -> Result<Batches, sqlx::Error> {
     let rows = sqlx::query_as!(
         DueRow,
@@ -465,7 +469,7 @@ async fn due_operations(
     for row in &rows {
         row.relates(&mut wanted);
     }
-    let relations = wanted.read(conn, now).await?;
+    let relations = wanted.read(conn, now, began).await?;
     let mut batches = Batches::new();
     let mut cut_off = None;
     for row in rows {

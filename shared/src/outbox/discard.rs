@@ -2,7 +2,7 @@
 //!
 //! Dead letters go whenever they are named. Of what is live, only what may have no other way out: the first operation of
 //! a lane that is held, where it must not be overtaken (a redaction, a removal, the end of a deleted message) or is of no
-//! use any more (an invitation, what was said in a call). The hold stays until somebody resumes the lane.
+//! use any more (an invitation). The hold stays until somebody resumes the lane.
 
 use serde::Serialize;
 use sqlx::PgConnection;
@@ -23,7 +23,7 @@ pub struct Discarded {
     pub lane_id: LaneId,
     /// What it would have done.
     pub kind: String,
-    /// The message, the member or the call.
+    /// The message or the member.
     pub subject_id: Uuid,
     /// For a redaction, the operation whose event it was to redact.
     pub target_outbox_id: Option<OutboxId>,
@@ -226,7 +226,7 @@ async fn withdraw_live(conn: &mut PgConnection, turn: &Turn, outbox_id: OutboxId
             select conversation_id, lane_id, outbox_id, kind, subject_id, revision, perhaps_sent_at, sender, device,
                 'discarded', $3
             from gone
-            where perhaps_sent_at is not null and kind in ('message', 'edit', 'react', 'call_invite')
+            where perhaps_sent_at is not null and kind in ('message', 'edit', 'react', 'call_invite', 'call_answer')
             on conflict do nothing
         ), told as (
             insert into events (conversation_id, kind, subject_id)

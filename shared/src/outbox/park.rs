@@ -46,7 +46,7 @@ pub struct Letter {
     pub seq: i64,
     /// What it does.
     pub kind: String,
-    /// The message, the member or the call.
+    /// The message or the member.
     pub subject_id: Uuid,
     /// Why it died.
     pub cause: String,
@@ -94,7 +94,7 @@ impl Refusal {
             Self::ParentDead => "the message that it belongs to is dead: requeue that one, and this comes back with it",
             Self::NotHeld => {
                 "it is live, and its lane is not held: only the first operation of a held lane can be discarded, if it is \
-                 a redaction, a removal, an invitation, something of a call, or of a deleted message or reaction"
+                 a redaction, a removal, an invitation, or of a deleted message or reaction"
             }
             Self::Leased => {
                 "it is live, and a worker has its lane just now: try again when that has finished, or its lease is over"

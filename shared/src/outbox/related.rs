@@ -1,7 +1,7 @@
 //! What an operation relates to: the message that is answered, the thread that it stands in, the message that is reacted
 //! to. Read at a claim, for those operations only that relate to something, in a statement for each kind of relation.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Instant};
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -89,7 +89,12 @@ impl Wanted {
         self.calls.2.push(call_id.as_uuid());
     }
 
-    pub(super) async fn read(&self, conn: &mut PgConnection, now: OffsetDateTime) -> Result<Relations, sqlx::Error> {
+    pub(super) async fn read(
+        &self,
+        conn: &mut PgConnection,
+        now: OffsetDateTime,
+        read_at: Instant,
+    ) -> Result<Relations, sqlx::Error> {
         let mut relations = Relations::default();
         if !self.messages.0.is_empty() {
             relations.messages = self.read_messages(conn).await?;
@@ -100,7 +105,7 @@ impl Wanted {
         if !self.edits.0.is_empty() {
             relations.previous = self.read_previous(conn).await?;
         }
-        relations.calls = signalling::read(conn, &self.calls, now).await?;
+        relations.calls = signalling::read(conn, &self.calls, now, read_at).await?;
         Ok(relations)
     }
 

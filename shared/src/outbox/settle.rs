@@ -453,7 +453,7 @@ async fn withdraw(
             select conversation_id, lane_id, outbox_id, kind, subject_id, revision, maybe_sent_at, sender, device,
                 'not_found', $5
             from gone
-            where maybe_sent_at is not null and kind in ('message', 'edit', 'react', 'call_invite')
+            where maybe_sent_at is not null and kind in ('message', 'edit', 'react', 'call_invite', 'call_answer')
             on conflict do nothing
         ), told as (
             insert into events (conversation_id, kind, subject_id)

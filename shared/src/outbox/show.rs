@@ -35,23 +35,19 @@ pub struct Found {
     pub conversation_id: ConversationId,
     /// What it does.
     pub kind: String,
-    /// The message, the member or the call.
+    /// The message or the member.
     pub subject_id: Uuid,
     /// Where it stands.
     pub place: Place,
 }
 
-/// The operations that an id leads to, oldest first: the one of that id, or all of the message or the call of that id.
+/// The operations that an id leads to, oldest first: the one of that id, or all of the message or call of that id.
 pub async fn find(conn: &mut PgConnection, id: Uuid) -> Result<Vec<Found>, sqlx::Error> {
     let conversation_id = sqlx::query_scalar!(
         r#"
-        select conversation_id as "conversation_id!"
-        from (
-            select 1 as rank, conversation_id from messages where message_id = $1
-            union all
-            select 2, conversation_id from calls where call_id = $1
-        ) subjects
-        order by rank
+        select conversation_id as "conversation_id!" from messages where message_id = $1
+        union all
+        select conversation_id from calls where call_id = $1
         limit 1
         "#,
         id,

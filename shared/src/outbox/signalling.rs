@@ -84,11 +84,12 @@ impl CallToSend {
 
 type Key = (ConversationId, OutboxId);
 
-/// Reads what operations of calls send: by conversation, operation and call.
+/// Reads what operations of calls send: by conversation, operation and call. `now` was not before `read_at`.
 pub(super) async fn read(
     conn: &mut PgConnection,
     (conversations, operations, calls): &(Vec<Uuid>, Vec<Uuid>, Vec<Uuid>),
     now: OffsetDateTime,
+    read_at: Instant,
 ) -> Result<HashMap<Key, CallToSend>, sqlx::Error> {
     if operations.is_empty() {
         return Ok(HashMap::new());
@@ -120,7 +121,6 @@ pub(super) async fn read(
     )
     .fetch_all(&mut *conn)
     .await?;
-    let read_at = Instant::now();
     let mut to_send: HashMap<Key, CallToSend> = rows
         .into_iter()
         .map(|row| {

@@ -20,10 +20,10 @@ pub fn cause_in_words(cause: &str) -> &str {
 /// better is known.
 pub fn hint<'a>(cause: &str, errcode: Option<&str>, kind: &str, noted: &'a str) -> &'a str {
     let invites = kind == Kind::Invite.as_str();
-    let of_call = matches!(Kind::parse(kind), Some(Kind::Call(_)));
+    let calls = matches!(Kind::parse(kind), Some(Kind::Call(_)));
     match (cause, errcode) {
         ("parent_dead", _) => PARENT_DEAD_HINT,
-        (_, Some("M_TOO_LARGE")) if of_call => "discard this: the call goes on without it, or ends by itself",
+        (_, Some("M_TOO_LARGE")) if calls => "the call is over or goes on without it: discard this",
         (_, Some("M_TOO_LARGE")) => {
             "have the message shortened: an edit changes what is sent; then requeue it, or discard it"
         }
@@ -65,14 +65,10 @@ pub fn left_undone(kind: &str) -> &'static str {
         Some(Kind::React) => {
             "a reaction that was taken back may stand on Matrix, if it has arrived: its redaction follows"
         }
-        Some(Kind::Call(SignalKind::Invite)) => {
-            "nobody on Matrix is called; should it have arrived all the same, whoever rings there is told of the call's end"
+        Some(Kind::Call(SignalKind::Hangup | SignalKind::Reject)) => {
+            "a phone may ring on until its own time is over, and a device may believe that the call goes on"
         }
-        Some(Kind::Call(SignalKind::Hangup | SignalKind::Reject | SignalKind::SelectAnswer)) => {
-            "whoever rings or talks on Matrix is not told that the call is over, or was answered: a phone that rings stops \
-             by its own clock, one that talks has to hang up"
-        }
-        Some(Kind::Call(_)) => "Matrix does not hear it: the devices of the call may not find each other",
+        Some(Kind::Call(_)) => "the call goes on without it, if it goes on",
         Some(Kind::Invite) => "the member is not invited: remove and add them again to try once more",
         _ => {
             "a text that was deleted may stand on Matrix: its redaction is still to be done, and finds it only if it has \
@@ -95,15 +91,6 @@ mod tests {
         assert!(hint("parent_dead", Some("M_TOO_LARGE"), "edit").contains("requeue the message"));
         assert_eq!(hint("own_fault", Some("M_NEVER_HEARD_OF"), "message"), noted);
         assert_eq!(hint("own_fault", None, "message"), noted);
-        assert!(!hint("own_fault", Some("M_TOO_LARGE"), "call_invite").contains("shortened"), "no edit changes a call");
-    }
-
-    #[test]
-    fn what_discarding_something_of_a_call_leaves_undone_is_said_of_a_call() {
-        for kind in SignalKind::ALL {
-            let words = left_undone(Kind::Call(kind).as_str());
-            assert!(words.contains("call") && !words.contains("text"), "{kind:?}: {words}");
-        }
     }
 
     #[test]

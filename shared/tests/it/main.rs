@@ -10,3 +10,4 @@ mod ledger;
 mod model;
 mod outbox;
 mod statements;
+mod turn;

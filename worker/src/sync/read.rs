@@ -352,6 +352,9 @@ fn signal(kind: SignalKind, frame: &Frame<'_>) -> Result<CallSignal, String> {
         return Err("a call id that is none".to_owned());
     }
     let party_id = party_id.map(|party| plain(party.as_str()));
+    if party_id.as_ref().is_some_and(|party| party.len() > MAX_ID_BYTES) {
+        return Err("a party id that is none".to_owned());
+    }
     Ok(CallSignal { kind, call_id, party_id, lifetime_ms, content: frame.content.get().to_owned() })
 }
 

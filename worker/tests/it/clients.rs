@@ -100,15 +100,15 @@ async fn what_happens_on_matrix_is_told_once_by_the_names_that_clients_know() {
     let told = (&reaction["message_id"], &reaction["user_id"], &reaction["key"]);
     assert_eq!(told, (&message, &json!(scene.grace.user_id), &json!("👍")));
 
-    let call = |content: Value| {
-        let mut call = json!({"call_id": "call-1", "party_id": "PHONE", "version": "1"});
+    let call = |call_id: &str, content: Value| {
+        let mut call = json!({"call_id": call_id, "party_id": "PHONE", "version": "1"});
         call.as_object_mut().unwrap().extend(content.as_object().unwrap().clone());
         call
     };
     let offer = json!({"lifetime": 60_000, "offer": {"type": "offer", "sdp": "v=0 the offer"}});
-    let invited = send("m.call.invite", "invite", call(offer)).await;
+    let invited = send("m.call.invite", "invite", call("call-1", offer)).await;
     let mut frame = socket.frame_of("CallInviteViaMatrix").await;
-    let call_id = frame["call_id"].take();
+    let theirs = frame["call_id"].take();
     assert!(frame["cursor"].take().is_string() && frame["ring_until"].take().is_string());
     let expected = json!({
         "type": "CallInviteViaMatrix",
@@ -124,70 +124,66 @@ async fn what_happens_on_matrix_is_told_once_by_the_names_that_clients_know() {
         "party_id": "PHONE",
     });
     assert_eq!(frame, expected);
+    let mut heard =
+        async |name: &str, call_id: &Value, event_type: &str, matrix_id: &str, content: Value, fields: Value| {
+            let event_id = send(event_type, &format!("{matrix_id} {event_type}"), call(matrix_id, content)).await;
+            let mut frame = socket.frame_of(name).await;
+            assert!(frame["cursor"].take().is_string());
+            let mut expected = json!({
+                "type": name,
+                "cursor": null,
+                "conversation_id": conversation,
+                "call_id": call_id,
+                "participant_id": scene.grace.user_id,
+                "party_id": "PHONE",
+                "matrix_event_id": event_id,
+            });
+            expected.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+            assert_eq!(frame, expected);
+        };
     let candidates = json!([
         {"candidate": "candidate:1 1 UDP 1 192.0.2.1 9 typ host", "sdpMid": "0", "sdpMLineIndex": 0},
         {"candidate": ""},
     ]);
-    let steps = [
-        (
-            "m.call.candidates",
-            json!({"candidates": candidates}),
-            "CallCandidatesViaMatrix",
-            json!({
-                "candidates": [candidates[0], {"candidate": "", "sdpMid": null, "sdpMLineIndex": null}],
-            }),
-        ),
-        (
-            "m.call.answer",
-            json!({"answer": {"type": "answer", "sdp": "v=0 the answer"}}),
-            "CallAnswerViaMatrix",
-            json!({
-                "sdp_answer": "v=0 the answer",
-                "sdp_stream_metadata": null,
-            }),
-        ),
-        ("m.call.reject", json!({}), "CallRejectViaMatrix", json!({})),
-        ("m.call.hangup", json!({"reason": "user_hangup"}), "CallHangupViaMatrix", json!({"reason": "user_hangup"})),
-    ];
-    for (event_type, content, name, fields) in &steps {
-        let event_id = send(event_type, event_type, call(content.clone())).await;
-        let mut frame = socket.frame_of(name).await;
-        assert!(frame["cursor"].take().is_string());
-        let mut expected = json!({
-            "type": name,
-            "cursor": null,
-            "conversation_id": conversation,
-            "call_id": call_id,
-            "participant_id": scene.grace.user_id,
-            "party_id": "PHONE",
-            "matrix_event_id": event_id,
-        });
-        expected.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        assert_eq!(frame, expected);
-    }
-    let selected = json!({"selected_party_id": "PHONE"});
-    send("m.call.select_answer", "select", call(selected)).await;
-    let frame = socket.frame_of("CallSignalViaMatrix").await;
-    assert_eq!((&frame["kind"], &frame["content"]["selected_party_id"]), (&json!("select_answer"), &json!("PHONE")));
+    let named = json!({"candidates": candidates});
+    let as_shown = json!({"candidates": [candidates[0], {"candidate": "", "sdpMid": null, "sdpMLineIndex": null}]});
+    heard("CallCandidatesViaMatrix", &theirs, "m.call.candidates", "call-1", named, as_shown).await;
+    let over = json!({"reason": "user_hangup"});
+    heard("CallHangupViaMatrix", &theirs, "m.call.hangup", "call-1", over.clone(), over.clone()).await;
+
+    let place = async || {
+        let new = json!({"conversation_id": conversation, "sdp_offer": "v=0 ours"});
+        id(&scene.ada.call("POST", "/calls/initiate", Some(&new)).await.expect(201))
+    };
+    let ours = place().await;
+    let (name, answer) = (json!(ours), json!({"answer": {"type": "answer", "sdp": "v=0 the answer"}}));
+    let fields = json!({"sdp_answer": "v=0 the answer", "sdp_stream_metadata": null});
+    heard("CallAnswerViaMatrix", &name, "m.call.answer", &ours, answer, fields).await;
+    let more = json!({"lifetime": 9, "description": {"type": "offer", "sdp": "v=0 more"}});
+    let fields = json!({"kind": "negotiate", "content": call(&ours, more.clone())});
+    heard("CallSignalViaMatrix", &name, "m.call.negotiate", &ours, more, fields).await;
+    heard("CallHangupViaMatrix", &name, "m.call.hangup", &ours, over.clone(), over).await;
+    let declined = place().await;
+    heard("CallRejectViaMatrix", &json!(declined), "m.call.reject", &declined, json!({}), json!({})).await;
 
     // Whoever comes back hears all of it, but no phone rings for a call that is over.
     let mut back = scene.ada.listen(Some(&begin)).await;
     let mut names = Vec::new();
-    while names.last().is_none_or(|last| last != "CallSignalViaMatrix") {
+    while names.last().is_none_or(|last| last != "CallRejectViaMatrix") {
         let Heard::Frame(frame) = back.hear().await else { panic!("it stays connected") };
         names.push(frame["type"].as_str().unwrap().to_owned());
     }
-    names.retain(|name| name != "MessageDelivery" && name != "heartbeat");
+    names.retain(|name| !["MessageDelivery", "CallUpdated", "heartbeat"].contains(&name.as_str()));
     let expected = [
         "MessageNew",
         "MessageEdited",
         "ReactionAdded",
         "CallCandidatesViaMatrix",
-        "CallAnswerViaMatrix",
-        "CallRejectViaMatrix",
         "CallHangupViaMatrix",
-        "CallUpdated",
+        "CallAnswerViaMatrix",
         "CallSignalViaMatrix",
+        "CallHangupViaMatrix",
+        "CallRejectViaMatrix",
     ];
     assert_eq!(names, expected);
 }

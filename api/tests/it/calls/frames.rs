@@ -79,7 +79,7 @@ async fn every_frame_has_exactly_these_fields() {
     told.sort_by_key(|frame| frame["type"].to_string());
     assert_eq!(told[0], expected);
     let mut shown = read(ada, call).await;
-    for name in ["sdp_offer", "sdp_offer_stream_metadata", "sdp_answer", "sdp_answer_stream_metadata"] {
+    for name in ["sdp_offer", "sdp_offer_stream_metadata", "sdp_answer", "sdp_answer_stream_metadata", "candidates"] {
         shown.as_object_mut().unwrap().remove(name);
     }
     let expected = json!({"type": "CallUpdated", "cursor": null, "conversation_id": conversation, "call": shown});
@@ -182,4 +182,23 @@ async fn a_call_goes_its_whole_way_over_two_sockets_without_a_homeserver() {
         let count = |name: &str| names.iter().filter(|told| *told == name).count();
         assert_eq!((count("CallCandidates"), count("CallAnswer"), count("CallHangup")), (2, 1, 1), "{names:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_candidate_that_is_named_again_is_told_once_however_it_comes() {
+    let scene = Scene::new().await;
+    let (mut of_ada, mut of_grace) = (scene.ada.listen(None).await, scene.grace.listen(None).await);
+    let call = id(&scene.initiate(&scene.ada, json!({"party_id": "phone"})).await.expect(201));
+    let candidate = |n: u32| json!({"candidate": format!("candidate:{n}"), "sdpMid": "0", "sdpMLineIndex": 0});
+    let said = |candidates: Value| json!({"candidates": candidates, "party_id": "phone"});
+    say(&scene.ada, &call, "candidates", said(json!([candidate(1), candidate(1), candidate(2)]))).await.expect(200);
+    say(&scene.ada, &call, "candidates", said(json!([candidate(2)]))).await.expect(200);
+    let over_the_socket = json!({"type": "CallCandidates", "request_id": "r", "call_id": call});
+    of_ada.say(&super::merged(over_the_socket, said(json!([candidate(1), candidate(3), {"candidate": ""}])))).await;
+    let mut told = Vec::new();
+    while told.last() != Some(&json!({"candidate": ""})) {
+        let frame = call_frame(&mut of_grace).await;
+        told.extend(frame["candidates"].as_array().into_iter().flatten().cloned());
+    }
+    assert_eq!(told, [candidate(1), candidate(2), candidate(3), json!({"candidate": ""})]);
 }

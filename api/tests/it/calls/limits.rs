@@ -24,6 +24,8 @@ async fn a_caller_is_limited_over_all_processes_and_told_when_to_try_again() {
         assert!((1..=20).contains(&seconds), "{seconds}");
         assert_eq!(refused.body["retry_after_seconds"], seconds);
     }
+    let metrics = reqwest::get(format!("{}/metrics", other.url())).await.unwrap().text().await.unwrap();
+    assert!(metrics.contains("calls_limited_total{role=\"caller\"} 1"), "{metrics}");
     assert_eq!(scene.database.count("select count(*) from calls").await, 3);
     assert_eq!(scene.database.count("select count(*) from outbox where kind = 'call_invite'").await, 3);
     scene.database.advance(Duration::from_secs(20)).await;

@@ -11,6 +11,7 @@ mod frames;
 mod history;
 mod ice;
 mod limits;
+mod private;
 mod refused;
 mod rest;
 mod socket;

@@ -198,6 +198,10 @@ async fn a_wrong_field_is_named() {
         let shown = &shown[..shown.len().min(80)];
         assert_eq!((refused.status, &refused.body["errors"][0]["field"]), (status, &json!(field)), "{what} {shown}");
     }
+    // Each fits; together they would not fit an event.
+    let together: Vec<Value> = (0..15).map(|n| json!({"candidate": format!("{n}{}", "x".repeat(4_000))})).collect();
+    let refused = say(&scene.ada, &call, "candidates", json!({"candidates": together})).await;
+    assert_eq!((refused.status, refused.code()), (413, "too_large"));
     for path in ["/calls?missed=perhaps", "/calls?conversation_id=x", "/calls/ice_servers?call_id=x", "/calls?cursor=x"]
     {
         assert_eq!(scene.ada.call("GET", path, None).await.code(), "invalid", "{path}");
@@ -208,10 +212,24 @@ async fn a_wrong_field_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_largest_that_is_taken_comes_out_again() {
     let scene = Scene::new().await;
-    // As JSON it has its quotes and what stands around it.
-    let sdp = "x".repeat(40_000);
-    let call = id(&scene.initiate(&scene.ada, json!({"sdp_offer": sdp})).await.expect(201));
-    assert_eq!(read(&scene.grace, &call).await["sdp_offer"], sdp);
+    // As JSON it has its quotes.
+    let (largest, larger) = ("x".repeat(40_862), "x".repeat(40_863));
+    let call = id(&scene.initiate(&scene.ada, json!({"sdp_offer": largest})).await.expect(201));
+    assert_eq!(read(&scene.grace, &call).await["sdp_offer"], largest);
+    say(&scene.grace, &call, "answer", json!({"sdp_answer": largest})).await.expect(200);
+    assert_eq!(read(&scene.ada, &call).await["sdp_answer"], largest);
+    let negotiate = |sdp: &str, metadata: Value| {
+        let description = json!({"type": "answer", "sdp": sdp});
+        json!({"description": description, "lifetime_ms": 300_000, "sdp_stream_metadata": metadata})
+    };
+    let less = &largest[2..];
+    say(&scene.ada, &call, "negotiate", negotiate(less, json!({}))).await.expect(200);
+    for (body, field) in
+        [(negotiate(&larger, json!(null)), "description.sdp"), (negotiate(&largest, json!({})), "sdp_stream_metadata")]
+    {
+        let refused = say(&scene.ada, &call, "negotiate", body).await;
+        assert_eq!((refused.status, &refused.body["errors"][0]["field"]), (413, &json!(field)));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -49,6 +49,7 @@ async fn a_call_has_exactly_these_fields() {
         ("sdp_offer_stream_metadata", json!(null)),
         ("sdp_answer", json!(null)),
         ("sdp_answer_stream_metadata", json!(null)),
+        ("candidates", json!([])),
     ] {
         joinable[name] = value;
     }

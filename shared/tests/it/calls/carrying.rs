@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use serde_json::json;
-use shared::calls::{CallError, MAX_CANDIDATES, Saying, SignalKind};
+use shared::{
+    calls::{CallError, MAX_CANDIDATES, Saying, SignalKind},
+    ids::UserId,
+};
 
 use super::{Answer, Scene, answer, candidates, hangup, kinds};
 
@@ -155,6 +158,29 @@ async fn candidates_that_were_refused_are_not_tried_again_once_the_call_is_over(
 }
 
 #[tokio::test]
+async fn what_is_said_after_a_removal_does_not_go_with_what_was_said_before_it() {
+    let third = UserId::generate();
+    let scene = Scene::of(&[third]).await;
+    let call_id = scene.place().await;
+    scene.drain().await;
+    scene.say(call_id, scene.ada, None, candidates(0..2)).await.unwrap();
+    let (mut tx, mut turn) = scene.begin().await;
+    shared::chat::remove_member(&mut tx, &mut turn, third).await.unwrap();
+    tx.commit().await.unwrap();
+    scene.say(call_id, scene.ada, None, candidates(2..4)).await.unwrap();
+    scene.database.advance(Duration::from_secs(5)).await;
+    let mut sizes = Vec::new();
+    let sent = scene
+        .drain_with(|operation| {
+            sizes.push(operation.call.as_ref().unwrap().signals.len());
+            Answer::Taken
+        })
+        .await;
+    assert_eq!((sent, sizes), (kinds(&[SignalKind::Candidates]), vec![1]));
+    assert_eq!(scene.waiting().await, ["remove", "call_candidates"]);
+}
+
+#[tokio::test]
 async fn an_unanswered_hangup_is_repeated_until_it_is_heard() {
     let scene = Scene::new().await;
     let call_id = scene.place().await;
@@ -193,6 +219,29 @@ async fn an_invite_that_was_given_up_and_arrived_all_the_same_is_hung_up() {
     scene.invite_turns_up(call_id).await;
     assert_eq!(scene.call(call_id).await.event_id.unwrap().as_str(), "$late");
     assert_eq!(scene.drain().await, kinds(&[SignalKind::Hangup]));
+}
+
+#[tokio::test]
+async fn what_was_said_in_a_call_is_wiped_when_it_has_been_over_for_long() {
+    let scene = Scene::new().await;
+    let (over, goes_on) = (scene.place().await, scene.new_call("OTHER"));
+    scene.say(over, scene.ada, None, candidates(0..2)).await.unwrap();
+    scene.drain().await;
+    scene.say(over, scene.ada, None, hangup()).await.unwrap();
+    let goes_on = scene.try_place(&goes_on).await.unwrap();
+    scene.drain().await;
+    let day = Duration::from_hours(24);
+    let kept = || scene.database.count("select count(*) from call_signals where payload is not null");
+    assert_eq!(shared::calls::wipe(&scene.database.pool, day, 10).await.unwrap(), 0);
+    assert_eq!(kept().await, 3);
+    scene.database.advance(day + Duration::from_mins(1)).await;
+    assert_eq!(shared::calls::wipe(&scene.database.pool, day, 10).await.unwrap(), 1);
+    assert_eq!(shared::calls::wipe(&scene.database.pool, day, 10).await.unwrap(), 0);
+    assert_eq!(kept().await, 1, "the other call is not over");
+    let lanes = "select count(*) from lanes where lane_class = 'call'";
+    assert_eq!(scene.database.count(lanes).await, 1, "and has its lane");
+    assert_eq!(scene.state(over).await, "ended user_hangup");
+    assert_eq!(scene.state(goes_on).await, "ringing");
 }
 
 #[tokio::test]

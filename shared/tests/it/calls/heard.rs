@@ -95,8 +95,12 @@ async fn whoever_is_not_called_cannot_answer_reject_or_hang_up() {
             scene.hear(who, &call_id.to_string(), kind, json!({"party_id": "X"})).await;
             assert_eq!(scene.state(call_id).await, "ringing", "{who} {kind:?}");
         }
+        for kind in [SignalKind::Candidates, SignalKind::Negotiate, SignalKind::SdpStreamMetadataChanged] {
+            scene.hear(who, &call_id.to_string(), kind, json!({"party_id": "PHONE"})).await;
+        }
     }
     assert_eq!(scene.drain().await, []);
+    assert_eq!(scene.events().await, ["invite", "call_updated"], "and nobody hears of it");
 }
 
 #[tokio::test]
@@ -109,6 +113,7 @@ async fn another_users_invite_of_a_known_call_changes_nothing() {
     let after = scene.call(call_id).await;
     assert_eq!((before.initiator_id, before.origin), (after.initiator_id, after.origin));
     assert_eq!(after.status, Status::Ringing);
+    assert_eq!(scene.events().await, ["invite"], "it rings for nobody");
 }
 
 #[tokio::test]
@@ -212,6 +217,117 @@ async fn in_whatever_order_the_events_of_a_call_come_it_ends_the_same() {
             assert_eq!(scene.apply(event).await, shared::inbound::Applied::Duplicate);
         }
     }
+}
+
+#[tokio::test]
+async fn a_call_that_is_named_like_the_conversation_or_another_call_touches_neither() {
+    let scene = Scene::new().await;
+    let ours = scene.place().await;
+    // As if messages waited: nothing of a call may take them back.
+    let chat = "insert into outbox (conversation_id, lane_id, seq, outbox_id, kind, subject_id, enqueued_at, due_at,
+            attempts, failures)
+        select $1, $1, 1000, gen_random_uuid(), 'invite', gen_random_uuid(), now(), now(), 0, 0";
+    sqlx::query(chat).bind(scene.conversation_id.as_uuid()).execute(&scene.database.pool).await.unwrap();
+    let grace = Scene::matrix(scene.grace);
+    let fields = json!({"party_id": "DESK", "lifetime": 90_000, "offer": {"type": "offer", "sdp": "v=0"}});
+    for name in [scene.conversation_id.to_string(), UserId::generate().to_string()] {
+        scene.hear(&grace, &name, SignalKind::Invite, fields.clone()).await;
+        scene.hear(&grace, &name, SignalKind::Hangup, json!({"party_id": "DESK"})).await;
+        let call_id = CallId::of_matrix(scene.conversation_id, &name);
+        assert_ne!(call_id.to_string(), name);
+        assert!(scene.state(call_id).await.starts_with("ended"));
+    }
+    assert!(scene.waiting().await.contains(&"invite".to_owned()), "{:?}", scene.waiting().await);
+    // In another conversation the id of a call of ours is a name like any other.
+    let mut conn = scene.database.pool.acquire().await.unwrap();
+    let found = shared::calls::conversation_of_call(&mut conn, ours).await.unwrap();
+    assert_eq!(found, Some(scene.conversation_id));
+}
+
+#[tokio::test]
+async fn who_is_removed_neither_calls_nor_answers_while_they_are_still_in_the_room() {
+    let third = UserId::generate();
+    let scene = Scene::of(&[third]).await;
+    let call_id = scene.place().await;
+    scene.drain().await;
+    let (mut tx, mut turn) = scene.begin().await;
+    shared::chat::remove_member(&mut tx, &mut turn, third).await.unwrap();
+    tx.commit().await.unwrap();
+    let answer = json!({"party_id": "X", "answer": {"type": "answer", "sdp": "v=0"}});
+    scene.hear(&Scene::matrix(third), &call_id.to_string(), SignalKind::Answer, answer).await;
+    assert_eq!(scene.state(call_id).await, "ringing");
+    let fields = json!({"party_id": "X", "lifetime": 90_000, "offer": {"type": "offer", "sdp": "v=0"}});
+    scene.hear(&Scene::matrix(third), "1", SignalKind::Invite, fields).await;
+    assert_eq!(scene.database.count("select count(*) from calls").await, 1);
+}
+
+#[tokio::test]
+async fn the_device_that_the_caller_chooses_may_hang_up_though_ours_answered_first() {
+    for chosen_first in [false, true] {
+        let scene = Scene::new().await;
+        let call_id = scene.is_called("1").await;
+        // Ada answers here, and by an account of her own; Grace chooses that.
+        scene.say(call_id, scene.ada, Some("PHONE"), answer()).await.unwrap();
+        let (ada, grace) = (Scene::matrix(scene.ada), Scene::matrix(scene.grace));
+        let answered = json!({"party_id": "ELEMENT", "answer": {"type": "answer", "sdp": "v=0"}});
+        let chosen = json!({"party_id": "DESK", "selected_party_id": "ELEMENT"});
+        if chosen_first {
+            scene.hear(&grace, "1", SignalKind::SelectAnswer, chosen).await;
+            scene.hear(&ada, "1", SignalKind::Answer, answered).await;
+        } else {
+            scene.hear(&ada, "1", SignalKind::Answer, answered).await;
+            scene.hear(&grace, "1", SignalKind::SelectAnswer, chosen).await;
+        }
+        let by = scene.call(call_id).await.answered_by.unwrap();
+        assert_eq!((by.user_id, by.party_id.as_str()), (Some(scene.ada), "ELEMENT"));
+        scene.hear(&ada, "1", SignalKind::Hangup, json!({"party_id": "ELEMENT"})).await;
+        assert_eq!(scene.state(call_id).await, "ended user_hangup");
+    }
+}
+
+#[tokio::test]
+async fn who_calls_by_us_and_ends_it_with_an_account_of_their_own_has_the_others_stop_ringing() {
+    let scene = Scene::of(&[UserId::generate()]).await;
+    let call_id = scene.place().await;
+    scene.drain().await;
+    scene.hear(&Scene::matrix(scene.ada), &call_id.to_string(), SignalKind::Hangup, json!({})).await;
+    assert_eq!(scene.state(call_id).await, "ended user_hangup");
+    assert_eq!(scene.drain().await, kinds(&[SignalKind::Hangup]));
+}
+
+#[tokio::test]
+async fn candidates_that_came_before_their_invite_are_told_after_it() {
+    let scene = Scene::new().await;
+    let grace = Scene::matrix(scene.grace);
+    scene.hear(&grace, "1", SignalKind::Candidates, json!({"party_id": "DESK", "candidates": []})).await;
+    assert_eq!(scene.events().await, [""; 0]);
+    scene.is_called("1").await;
+    assert_eq!(scene.events().await, ["invite", "candidates"]);
+}
+
+#[tokio::test]
+async fn who_comes_late_finds_the_candidates_of_the_two_that_talk_only() {
+    let scene = Scene::new().await;
+    let call_id = scene.place().await;
+    scene.say(call_id, scene.ada, None, super::candidates(0..2)).await.unwrap();
+    scene.drain().await;
+    let (grace, id) = (Scene::matrix(scene.grace), call_id.to_string());
+    scene
+        .hear(&grace, &id, SignalKind::Candidates, json!({"party_id": "SOFA", "candidates": [{"candidate": "x"}]}))
+        .await;
+    let answered = json!({"party_id": "DESK", "answer": {"type": "answer", "sdp": "v=0 hers"}});
+    scene.hear(&grace, &id, SignalKind::Answer, answered).await;
+    let other = json!({"party_id": "SOFA", "answer": {"type": "answer", "sdp": "v=0 not hers"}});
+    scene.hear(&grace, &id, SignalKind::Answer, other).await;
+    scene
+        .hear(&grace, &id, SignalKind::Candidates, json!({"party_id": "DESK", "candidates": [{"candidate": "y"}]}))
+        .await;
+    let call = scene.call(call_id).await;
+    let mut conn = scene.database.pool.acquire().await.unwrap();
+    let session = shared::calls::session(&mut conn, &scene.keys, &call).await.unwrap();
+    assert_eq!(session.answer.unwrap().0, "v=0 hers");
+    let named: Vec<_> = session.candidates.iter().map(|named| (named.user_id, named.candidates.len())).collect();
+    assert_eq!(named, [(scene.ada, 2), (scene.grace, 1)]);
 }
 
 fn permutations(n: usize) -> Vec<Vec<usize>> {
