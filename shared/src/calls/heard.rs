@@ -216,6 +216,7 @@ async fn count(conn: &mut PgConnection, turn: &mut Turn, call_id: CallId, step: 
             if call.origin == Origin::Nova && !party.is_empty() {
                 carry::select(conn, turn, &call, party).await?;
             }
+            tell_what_it_named(conn, turn, call_id, step).await?;
             changed(conn, turn, call_id).await?;
         }
         Next::Reselected => {
@@ -231,6 +232,31 @@ async fn count(conn: &mut PgConnection, turn: &mut Turn, call_id: CallId, step: 
         Next::Ended(reason) => end(conn, turn, &call, reason, Ender::Matrix(user), None).await?,
     }
     Ok(true)
+}
+
+/// A device that answers may have named candidates before: nobody was told, since nobody knew that it would count.
+async fn tell_what_it_named(
+    conn: &mut PgConnection,
+    turn: &Turn,
+    call_id: CallId,
+    step: &Step,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        r#"
+        insert into events (conversation_id, kind, subject_id)
+        select conversation_id, 'call_signal', signal_id from call_signals
+        where conversation_id = $1 and call_id = $2 and kind = 'candidates' and origin = 'matrix' and announced
+            and author_id = $3 and coalesce(party_id, '') = coalesce($4, '')
+        order by seq
+        "#,
+        turn.conversation_id.as_uuid(),
+        call_id.as_uuid(),
+        step.author_id.as_uuid(),
+        step.party_id,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
 }
 
 /// Who answered by a device whose answer did not count when it came.

@@ -145,9 +145,9 @@ async fn what_happens_on_matrix_is_told_once_by_the_names_that_clients_know() {
         {"candidate": "candidate:1 1 UDP 1 192.0.2.1 9 typ host", "sdpMid": "0", "sdpMLineIndex": 0},
         {"candidate": ""},
     ]);
-    let named = json!({"candidates": candidates});
+    let said = json!({"candidates": candidates});
     let as_shown = json!({"candidates": [candidates[0], {"candidate": "", "sdpMid": null, "sdpMLineIndex": null}]});
-    heard("CallCandidatesViaMatrix", &theirs, "m.call.candidates", "call-1", named, as_shown).await;
+    heard("CallCandidatesViaMatrix", &theirs, "m.call.candidates", "call-1", said, as_shown).await;
     let over = json!({"reason": "user_hangup"});
     heard("CallHangupViaMatrix", &theirs, "m.call.hangup", "call-1", over.clone(), over.clone()).await;
 

@@ -306,6 +306,29 @@ async fn candidates_that_came_before_their_invite_are_told_after_it() {
 }
 
 #[tokio::test]
+async fn candidates_of_a_device_are_told_once_its_answer_counts_and_those_of_others_never() {
+    let scene = Scene::new().await;
+    let call_id = scene.place().await;
+    scene.drain().await;
+    let (grace, id) = (Scene::matrix(scene.grace), call_id.to_string());
+    for party in ["DESK", "SOFA"] {
+        let fields = json!({"party_id": party, "candidates": [{"candidate": party}]});
+        scene.hear(&grace, &id, SignalKind::Candidates, fields).await;
+    }
+    assert_eq!(scene.events().await, ["invite", "call_updated"]);
+    for party in ["DESK", "SOFA"] {
+        let answered = json!({"party_id": party, "answer": {"type": "answer", "sdp": "v=0"}});
+        scene.hear(&grace, &id, SignalKind::Answer, answered).await;
+    }
+    assert_eq!(scene.events().await[2..], ["candidates", "call_updated", "answer"]);
+    for party in ["SOFA", "DESK"] {
+        let fields = json!({"party_id": party, "candidates": [{"candidate": "more"}]});
+        scene.hear(&grace, &id, SignalKind::Candidates, fields).await;
+    }
+    assert_eq!(scene.events().await[5..], ["candidates"]);
+}
+
+#[tokio::test]
 async fn who_comes_late_finds_the_candidates_of_the_two_that_talk_only() {
     let scene = Scene::new().await;
     let call_id = scene.place().await;
