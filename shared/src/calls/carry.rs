@@ -182,27 +182,28 @@ pub(super) async fn hurry(conn: &mut PgConnection, turn: &Turn, lane_id: LaneId)
     Ok(())
 }
 
-/// Takes back what still waits in a call's lane. What was handed to a sender stays.
-pub(super) async fn take_back(conn: &mut PgConnection, turn: &Turn, call_id: CallId) -> Result<(), sqlx::Error> {
+/// Takes back what still waits in a call's lane. What was handed to a sender stays. True when the invite was among it.
+pub(super) async fn take_back(conn: &mut PgConnection, turn: &Turn, call_id: CallId) -> Result<bool, sqlx::Error> {
     let (conversation_id, lane_id) = (turn.conversation_id, LaneId::from(call_id));
     // As all who lock several lanes: what ends the call may have to be enqueued next.
     outbox::lock_lane(conn, conversation_id, LaneId::from(conversation_id)).await?;
     outbox::lock_lane(conn, conversation_id, lane_id).await?;
-    let gone = sqlx::query!(
+    let gone = sqlx::query_scalar!(
         r#"
         delete from outbox o
         using lanes l
         where o.conversation_id = $1 and o.lane_id = $2
             and l.conversation_id = o.conversation_id and l.lane_id = o.lane_id and l.lane_class = 'call'
             and o.seq > l.frozen_through and o.maybe_sent_at is null
+        returning o.kind = 'call_invite' as "invite!"
         "#,
         conversation_id.as_uuid(),
         lane_id.as_uuid(),
     )
-    .execute(&mut *conn)
-    .await?
-    .rows_affected();
-    outbox::leave_lane(conn, conversation_id, lane_id, gone, turn.at).await
+    .fetch_all(&mut *conn)
+    .await?;
+    outbox::leave_lane(conn, conversation_id, lane_id, gone.len() as u64, turn.at).await?;
+    Ok(gone.contains(&true))
 }
 
 /// Whether an operation stands in the room, or may: it is there, was handed to a sender, or ended with nobody knowing.

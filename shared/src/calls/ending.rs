@@ -44,7 +44,10 @@ pub(super) async fn end(
     if let Some(took) = call.answered_at.and_then(|answered_at| Duration::try_from(turn.at - answered_at).ok()) {
         metrics::histogram!("matrix_voip_call_duration_seconds").record(took.as_secs_f64());
     }
-    carry::take_back(conn, turn, call.call_id).await?;
+    let never_left = carry::take_back(conn, turn, call.call_id).await?;
+    if never_left && reason == EndReason::InviteTimeout {
+        metrics::counter!("matrix_voip_invite_failed_total", "reason" => "expired").increment(1);
+    }
     let closing = closing(conn, turn, call, reason, ender).await?;
     // What our own clients see is what was done here; what goes to Matrix may be another word for it.
     let word = match ender {

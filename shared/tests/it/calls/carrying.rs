@@ -119,29 +119,6 @@ async fn candidates_beyond_an_event_go_in_another() {
 }
 
 #[tokio::test]
-async fn what_is_said_after_a_removal_does_not_go_with_what_was_said_before_it() {
-    let third = UserId::generate();
-    let scene = Scene::of(&[third]).await;
-    let call_id = scene.place().await;
-    scene.drain().await;
-    scene.say(call_id, scene.ada, None, candidates(0..2)).await.unwrap();
-    let (mut tx, mut turn) = scene.begin().await;
-    shared::chat::remove_member(&mut tx, &mut turn, third).await.unwrap();
-    tx.commit().await.unwrap();
-    scene.say(call_id, scene.ada, None, candidates(2..4)).await.unwrap();
-    scene.database.advance(Duration::from_secs(5)).await;
-    let mut sizes = Vec::new();
-    let sent = scene
-        .drain_with(|operation| {
-            sizes.push(operation.call.as_ref().unwrap().signals.len());
-            Answer::Taken
-        })
-        .await;
-    assert_eq!((sent, sizes), (kinds(&[SignalKind::Candidates]), vec![1]));
-    assert_eq!(scene.waiting().await, ["remove", "call_candidates"]);
-}
-
-#[tokio::test]
 async fn an_end_of_candidates_that_is_the_first_to_be_said_does_not_wait() {
     let scene = Scene::new().await;
     scene.database.stop_clock().await;
@@ -178,6 +155,29 @@ async fn candidates_that_were_refused_are_not_tried_again_once_the_call_is_over(
     scene.settle(claimed, &mut |_| Answer::Refused).await;
     scene.database.advance(Duration::from_secs(2)).await;
     assert_eq!(scene.drain().await, kinds(&[SignalKind::Hangup]));
+}
+
+#[tokio::test]
+async fn what_is_said_after_a_removal_does_not_go_with_what_was_said_before_it() {
+    let third = UserId::generate();
+    let scene = Scene::of(&[third]).await;
+    let call_id = scene.place().await;
+    scene.drain().await;
+    scene.say(call_id, scene.ada, None, candidates(0..2)).await.unwrap();
+    let (mut tx, mut turn) = scene.begin().await;
+    shared::chat::remove_member(&mut tx, &mut turn, third).await.unwrap();
+    tx.commit().await.unwrap();
+    scene.say(call_id, scene.ada, None, candidates(2..4)).await.unwrap();
+    scene.database.advance(Duration::from_secs(5)).await;
+    let mut sizes = Vec::new();
+    let sent = scene
+        .drain_with(|operation| {
+            sizes.push(operation.call.as_ref().unwrap().signals.len());
+            Answer::Taken
+        })
+        .await;
+    assert_eq!((sent, sizes), (kinds(&[SignalKind::Candidates]), vec![1]));
+    assert_eq!(scene.waiting().await, ["remove", "call_candidates"]);
 }
 
 #[tokio::test]

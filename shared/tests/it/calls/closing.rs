@@ -145,7 +145,7 @@ async fn an_operator_who_discards_an_invite_that_may_ring_leaves_its_hangup_to_f
     let done = operator::discard(&mut tx, "turing", scene.conversation_id, &[invite], "it is stuck").await.unwrap();
     tx.commit().await.unwrap();
     assert_eq!(done.gone, [invite], "{:?}", done.refused);
-    assert!(done.live[0].left_undone.contains("rings"), "{}", done.live[0].left_undone);
+    assert!(done.live[0].left_undone.contains("call"), "{}", done.live[0].left_undone);
     assert_eq!(scene.events().await, ["invite", "call_updated"]);
     scene.say(call_id, scene.ada, None, hangup()).await.unwrap();
     let mut tx = scene.database.pool.begin().await.unwrap();

@@ -284,34 +284,6 @@ async fn a_call_waits_for_what_its_conversation_waits_for() {
 }
 
 #[tokio::test]
-async fn a_call_whose_devices_are_gone_ends_after_a_day() {
-    let scene = Scene::new().await;
-    let call_id = scene.is_called("1").await;
-    scene.say(call_id, scene.ada, Some("PHONE"), answer()).await.unwrap();
-    scene.drain().await;
-    scene.database.advance(Duration::from_hours(23)).await;
-    assert_eq!(scene.time_out().await, 0);
-    scene.database.advance(Duration::from_hours(2)).await;
-    assert_eq!(scene.time_out().await, 1);
-    assert_eq!(scene.state(call_id).await, "ended unknown_error");
-    assert_eq!(scene.drain().await, kinds(&[SignalKind::Hangup]));
-}
-
-#[tokio::test]
-async fn of_several_devices_that_call_none_rings_on_after_glare() {
-    let scene = Scene::new().await;
-    let mut theirs = scene.new_call("HERS");
-    theirs.initiator_id = scene.grace;
-    let (one, two) = (scene.place().await, scene.place().await);
-    scene.try_place(&theirs).await.unwrap();
-    assert!(theirs.call_id < one && one < two);
-    for call_id in [one, two] {
-        assert_eq!(scene.state(call_id).await, "ended glare");
-    }
-    assert_eq!(scene.state(theirs.call_id).await, "ringing");
-}
-
-#[tokio::test]
 async fn a_call_waits_as_long_as_its_conversation_is_paused() {
     let scene = Scene::new().await;
     scene.database.stop_clock().await;
@@ -426,6 +398,34 @@ async fn who_is_alone_has_nobody_to_call() {
     scene.remove(scene.grace).await;
     let refused = scene.try_place(&scene.new_call("PHONE")).await;
     assert!(matches!(refused, Err(CallError::NoSuchInvitee)), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_call_whose_devices_are_gone_ends_after_a_day() {
+    let scene = Scene::new().await;
+    let call_id = scene.is_called("1").await;
+    scene.say(call_id, scene.ada, Some("PHONE"), answer()).await.unwrap();
+    scene.drain().await;
+    scene.database.advance(Duration::from_hours(23)).await;
+    assert_eq!(scene.time_out().await, 0);
+    scene.database.advance(Duration::from_hours(2)).await;
+    assert_eq!(scene.time_out().await, 1);
+    assert_eq!(scene.state(call_id).await, "ended unknown_error");
+    assert_eq!(scene.drain().await, kinds(&[SignalKind::Hangup]));
+}
+
+#[tokio::test]
+async fn of_several_devices_that_call_none_rings_on_after_glare() {
+    let scene = Scene::new().await;
+    let mut theirs = scene.new_call("HERS");
+    theirs.initiator_id = scene.grace;
+    let (one, two) = (scene.place().await, scene.place().await);
+    scene.try_place(&theirs).await.unwrap();
+    assert!(theirs.call_id < one && one < two);
+    for call_id in [one, two] {
+        assert_eq!(scene.state(call_id).await, "ended glare");
+    }
+    assert_eq!(scene.state(theirs.call_id).await, "ringing");
 }
 
 #[tokio::test]
