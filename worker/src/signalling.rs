@@ -22,6 +22,8 @@ pub(crate) fn report(operation: &ClaimedOperation, outcome: &Outcome, error: Opt
             let detail = call.signals.first().and_then(|signal| signal.detail.as_deref());
             metrics::counter!("matrix_voip_hangup_sent_total", "reason" => reason(detail)).increment(1);
         }
+        // One that somebody took back in time did not fail.
+        (SignalKind::Invite, Outcome::Expired) if call.rings_for().is_some() => {}
         (SignalKind::Invite, Outcome::Expired | Outcome::OwnFault { .. } | Outcome::GaveUp { .. }) => {
             metrics::counter!("matrix_voip_invite_failed_total", "reason" => outcome.as_str()).increment(1);
         }
