@@ -48,7 +48,7 @@ pub(super) async fn end(
     if never_left && reason == EndReason::InviteTimeout {
         metrics::counter!("matrix_voip_invite_failed_total", "reason" => "expired").increment(1);
     }
-    let closing = closing(conn, turn, call, reason, ender).await?;
+    let closing = closing(conn, turn, call, reason, ender, replaced_by).await?;
     // What our own clients see is what was done here; what goes to Matrix may be another word for it.
     let word = match ender {
         Ender::Nova(..) if reason == EndReason::Rejected => Some(SignalKind::Reject),
@@ -74,6 +74,7 @@ async fn closing(
     call: &Row,
     reason: EndReason,
     ender: Ender<'_>,
+    replaced_by: Option<CallId>,
 ) -> Result<Option<SignalKind>, CallError> {
     // Where it was said, it is known; but who calls by us, and ends it with an account of their own, is not who rings.
     let own = call.origin == Origin::Nova && matches!(ender, Ender::Matrix(user) if user == call.initiator_id);
@@ -83,6 +84,11 @@ async fn closing(
     if call.origin == Origin::Nova {
         let rings = carry::may_ring_there(conn, turn.conversation_id, call).await?;
         return Ok(rings.then_some(SignalKind::Hangup));
+    }
+    // Two on Matrix who call each other settle it themselves: only one of us who calls too has something to say.
+    if let Some(winner) = replaced_by {
+        let winner = row::load(conn, turn.conversation_id, winner).await?;
+        return Ok(winner.is_some_and(|winner| winner.origin == Origin::Nova).then_some(SignalKind::Reject));
     }
     // The caller's own device stops by its own clock, and nobody speaks for one who left.
     if reason == EndReason::InviteTimeout || call.answered_origin == Some(Origin::Matrix) {

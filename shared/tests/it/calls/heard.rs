@@ -194,6 +194,17 @@ async fn glare_between_our_call_and_one_from_matrix_ends_in_the_lesser_id_in_bot
 }
 
 #[tokio::test]
+async fn two_on_matrix_who_call_each_other_settle_it_themselves() {
+    let scene = Scene::new().await;
+    let theirs = scene.is_called("b").await;
+    let fields = json!({"party_id": "SOFA", "lifetime": 90_000, "offer": {"type": "offer", "sdp": "v=0"}});
+    scene.hear(&Scene::matrix(scene.ada), "a", SignalKind::Invite, fields).await;
+    let lesser = CallId::of_matrix(scene.conversation_id, "a");
+    assert_eq!((scene.state(theirs).await.as_str(), scene.state(lesser).await.as_str()), ("ended glare", "ringing"));
+    assert_eq!(scene.drain().await, []);
+}
+
+#[tokio::test]
 async fn in_whatever_order_the_events_of_a_call_come_it_ends_the_same() {
     let steps = [
         (SignalKind::Invite, json!({"party_id": "DESK", "lifetime": 90_000, "offer": {"type": "offer", "sdp": "v=0"}})),
