@@ -11,7 +11,7 @@ export SQLX_OFFLINE := true
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: build ## play a conversation against a real Synapse and show what arrived; leaves nothing running
+demo: build ## play a conversation and a call against a real Synapse and show what arrived; leaves nothing running
 	@$(STACK) demo
 
 up: build ## start Postgres, Synapse, api and worker; addresses and secrets go to .local/stack.env
