@@ -18,6 +18,8 @@ use super::{
 };
 
 const WAIT: Duration = Duration::from_mins(10);
+/// For how long the homeserver is trusted to remember.
+const WINDOW: Duration = Duration::from_hours(20);
 const OPERATOR: &str = "ada";
 const ALL: Selection<'static> = Selection::Matching { cause: None, errcode: None };
 
@@ -737,7 +739,7 @@ async fn the_gauges_say_what_waits_and_since_when() {
     let (lane, held, paused) = (world.lane().await, world.lane().await, world.lane().await);
     let read = async || {
         let mut tx = world.begin().await;
-        outbox::gauges(&mut tx).await.unwrap()
+        outbox::gauges(&mut tx, WINDOW).await.unwrap()
     };
     let empty = read().await;
     assert!(empty.classes.iter().all(|class| class.depth == 0 && class.oldest_age.is_zero() && !class.paused));
@@ -764,7 +766,7 @@ async fn the_gauges_read_no_more_when_far_more_is_dead_or_was_sent_or_waits_in_o
     for many in [12_000, 36_000] {
         let world = filled(many).await;
         let mut tx = world.begin().await;
-        let gauges = outbox::gauges(&mut tx).await.unwrap();
+        let gauges = outbox::gauges(&mut tx, WINDOW).await.unwrap();
         assert_eq!(gauges.dead_letters, outbox::COUNTED_LETTERS);
         let explain =
             |after| AssertSqlSafe(format!("explain (analyze, buffers, format json) {}", statement(GAUGES, after)));
