@@ -71,6 +71,7 @@ fn values(label: &LabelOf) -> String {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 mod tests {
     use std::{fs, path::Path};
 

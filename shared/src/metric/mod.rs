@@ -99,7 +99,7 @@ impl Values {
         }
     }
 
-    fn from_the_start(&self) -> &'static [&'static str] {
+    fn at_start(&self) -> &'static [&'static str] {
         match self {
             Self::Of(values) => values,
             Self::Rare(values, first) => values.get(..*first).unwrap_or(values),
@@ -160,10 +160,10 @@ impl Metric {
     }
 
     /// The values of its labels that are there from the start: all combinations of them.
-    fn from_the_start(&self) -> Vec<Vec<&'static str>> {
+    fn at_start(&self) -> Vec<Vec<&'static str>> {
         let mut series = vec![Vec::new()];
         for label in self.labels {
-            let values = label.values.from_the_start();
+            let values = label.values.at_start();
             let longer = |before: &Vec<&'static str>, value: &'static str| [before.as_slice(), &[value]].concat();
             series = series.iter().flat_map(|before| values.iter().map(move |value| longer(before, value))).collect();
         }
@@ -178,7 +178,7 @@ impl Metric {
                 Type::Gauge => recorder.describe_gauge(name, None, help),
                 Type::Histogram => recorder.describe_histogram(name, None, help),
             }
-            for values in self.from_the_start() {
+            for values in self.at_start() {
                 let key = self.key(&values);
                 match self.kind {
                     Type::Counter => recorder.register_counter(&key, &ANYWHERE).increment(0),
@@ -402,7 +402,7 @@ mod tests {
     fn what_has_few_labels_is_there_from_the_start() {
         for metric in ALL {
             let routed = metric.labels.iter().any(|label| matches!(label.values, Values::Routes));
-            assert_eq!(metric.from_the_start().is_empty(), routed, "{}", metric.name);
+            assert_eq!(metric.at_start().is_empty(), routed, "{}", metric.name);
         }
     }
 
