@@ -6,7 +6,7 @@ STACK := deploy/local/stack
 export SQLX_OFFLINE := true
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down build test calls bench drill lint deny fmt sqlx clean-local
+.PHONY: help demo up down build test calls bench drill lint deny fmt docs sqlx clean-local
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ deny: ## check advisories, licences and sources of all dependencies (needs cargo
 
 fmt: ## format the Rust code
 	cargo fmt --all
+
+docs: ## renew the tables of metrics in worker/OPERATING.md from the code
+	RENEW_DOCS=1 cargo test $(ALL) --lib metric::docs
 
 sqlx: ## renew .sqlx, the offline data of the queries, from the migrations
 	$(STACK) schema -- deploy/local/offline_data.py write
