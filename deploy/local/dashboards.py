@@ -261,17 +261,14 @@ def _unknown(used: Uses, records: set[str]) -> Iterator[str]:
 
 def _not_promql(boards: dict[Path, dict[str, Any]]) -> Iterator[str]:
     """Whether promtool takes every query: each becomes a record."""
-    asked = {f"{path.stem}: {title}": query for path, board in boards.items() for title, query in queries(board)}
-    recorded = [
-        {"record": f"query_{number}", "expr": substituted(query)} for number, query in enumerate(asked.values())
-    ]
+    asked = [(f"{path.stem}: {title}", query) for path, board in boards.items() for title, query in queries(board)]
+    recorded = [{"record": f"query_{number}", "expr": substituted(query)} for number, (_, query) in enumerate(asked)]
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "queries.yml"
         # JSON is YAML.
         file.write_text(json.dumps({"groups": [{"name": "queries", "rules": recorded}]}))
         if said := promtool("check", "rules", str(file)):
-            names = dict(enumerate(asked))
-            named = re.sub(r'"query_(\d+)"', lambda found: names[int(found[1])], said)
+            named = re.sub(r'"query_(\d+)"', lambda found: asked[int(found[1])][0], said)
             yield f"promtool does not take a query: {named}"
 
 
