@@ -65,10 +65,9 @@ class Prometheus(Service):
         """The series that it yields now, each with `metric` and `value`."""
         return list(self._ask("query", query=expression)["result"])
 
-    def value(self, expression: str) -> float | None:
-        """The one number that it yields, if it yields any."""
-        found = self.query(expression)
-        return float(found[0]["value"][1]) if found else None
+    def metrics(self) -> set[str]:
+        """The names of all that it has stored."""
+        return set(call("GET", f"{self.url}/api/v1/label/__name__/values")["data"])
 
     def firing(self) -> set[str]:
         """The alerts that fire, by name."""
