@@ -19,6 +19,7 @@ pub mod inbound;
 pub mod operator;
 pub mod outbox;
 pub mod seal;
+pub mod tasks;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -79,8 +79,9 @@ pub async fn requeue(
         };
         let affected = done.back.len() as u64;
         let conversation_id = Some(conversation_id);
-        audit::append(conn, &Act { by, verb: Verb::Requeue, scope, conversation_id, arguments, affected, reason })
-            .await?;
+        let task_id = None;
+        let act = Act { by, verb: Verb::Requeue, scope, conversation_id, arguments, affected, reason, task_id };
+        audit::append(conn, &act).await?;
     }
     Ok(done)
 }
@@ -118,6 +119,7 @@ pub async fn discard(
             arguments,
             affected: done.gone.len() as u64,
             reason: Some(reason),
+            task_id: None,
         };
         audit::append(conn, &act).await?;
     }
@@ -154,6 +156,7 @@ pub async fn pause(
             arguments,
             affected,
             reason: Some(reason),
+            task_id: None,
         };
         audit::append(conn, &act).await?;
     }
@@ -189,6 +192,7 @@ pub async fn resume(
             arguments: scope.arguments(),
             affected: resumed.ended,
             reason,
+            task_id: None,
         };
         audit::append(conn, &act).await?;
     }
@@ -214,6 +218,7 @@ pub async fn resume_held(
             arguments: json!({"because": because}),
             affected: batch.resumed.ended,
             reason,
+            task_id: None,
         };
         audit::append(conn, &act).await?;
     }
