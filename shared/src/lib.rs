@@ -26,3 +26,4 @@ pub mod testing;
 pub mod token;
 pub mod turn;
 pub mod wake;
+pub mod workers;

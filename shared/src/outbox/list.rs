@@ -5,7 +5,7 @@
 
 use std::{fmt, str::FromStr};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::words;
 use crate::{
     database::plan_as_asked,
-    ids::{ConversationId, LaneId, OutboxId},
+    ids::{ConversationId, LaneId, OutboxId, UserId},
 };
 
 /// Where the next page begins: after this time and id.
@@ -60,7 +60,8 @@ impl FromStr for Cursor {
 }
 
 /// Which dead letters.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct DeadFilter {
     /// Of this conversation.
     pub conversation_id: Option<ConversationId>,
@@ -70,6 +71,16 @@ pub struct DeadFilter {
     pub cause: Option<String>,
     /// That the homeserver refused with this code.
     pub errcode: Option<String>,
+    /// Whose they are.
+    pub user_id: Option<UserId>,
+    /// Whose detail has this in it, in whatever case.
+    pub text: Option<String>,
+    /// That did not die before.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub since: Option<OffsetDateTime>,
+    /// That died before.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub until: Option<OffsetDateTime>,
 }
 
 /// A dead letter.

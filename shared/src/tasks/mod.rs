@@ -18,8 +18,10 @@ use crate::{
 };
 
 mod as_of;
+mod requeue;
 
 pub use as_of::{AsOf, NoAsOf};
+pub use requeue::{Preview, Step, preview_requeue, start_requeue, step};
 
 /// How many findings a task keeps: more than anybody reads, and a row that stays small. What is more is only counted.
 pub const MOST_FINDINGS: i32 = 1_000;
@@ -405,7 +407,7 @@ pub async fn lease(
             where due_at <= outbox_now() and kind = any($2) and coalesce(leased_until <= outbox_now(), true)
             order by due_at
             limit 1
-            for update skip locked
+            for no key update skip locked
         )
         returning task_id as "task_id: TaskId", kind as "kind: TaskKind", arguments, as_of as "as_of: AsOf",
             conversation_id as "conversation_id: ConversationId", rate, created_by, reason, created_at,
