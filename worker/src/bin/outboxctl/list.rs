@@ -148,6 +148,7 @@ async fn dead(conn: &mut PgConnection, args: &ListArgs) -> Result<(), Failed> {
         kind: args.kind.clone(),
         cause: args.cause.clone(),
         errcode: args.errcode.clone(),
+        ..DeadFilter::default()
     };
     let before = args.cursor(|text| text.parse().ok())?;
     let letters = outbox::dead_letters(conn, &filter, before, args.limit_and_one()).await?;
