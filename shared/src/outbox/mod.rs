@@ -48,11 +48,13 @@ use crate::{
 mod bulk;
 mod claim;
 mod complete;
+mod cursor;
 mod discard;
 mod enqueue;
 mod evidence;
 mod expire;
 mod gauges;
+mod groups;
 mod list;
 mod outcome;
 mod park;
@@ -61,9 +63,13 @@ mod proofs;
 mod related;
 mod renew;
 mod revise;
+mod search;
+mod sentence;
 mod settle;
 mod show;
 mod signalling;
+mod stats;
+mod timeline;
 mod view;
 mod words;
 
@@ -73,15 +79,17 @@ pub use claim::{
     Claim, ClaimRequest, Claimed, ClaimedOperation, LaneClaim, MaybeSent, Mode, Target, claim, oldest_due,
 };
 pub use complete::{Completed, Completion, complete};
+pub use cursor::{Cursor, NoCursor};
 pub use discard::{Discard, Discarded, discard, discard_all};
 pub use enqueue::{Operation, enqueue};
 pub use evidence::{Evidence, late_evidence, membership_echo};
 pub(crate) use evidence::{evidence_in_turn, membership_echo_in_turn};
 pub use expire::{Expire, Expired, expire, expire_all};
-pub use gauges::{COUNTED_LETTERS, ClassGauges, Gauges, gauges};
+pub use gauges::{ClassGauges, Gauges, gauges};
+pub use groups::{DeadGroup, dead_groups};
 pub use list::{
-    Cursor, DeadFilter, DeadLetter, HeldLane, LiveOperation, PauseOfClass, PausedLane, dead_letters, held_lanes,
-    live_operations, paused_lanes, pauses,
+    HeldLane, LiveFilter, LiveOperation, PauseOfClass, PausedLane, SentFilter, SentOperation, held_lanes,
+    live_operations, paused_lanes, pauses, sent_operations,
 };
 pub use outcome::{Attempt, Blame, OperationResult, Outcome};
 pub use park::{
@@ -94,11 +102,17 @@ pub use pause::{
 pub use related::{Previous, ReactionToSend, Related};
 pub use renew::renew;
 pub use revise::{Deletion, Sending, delete, edit, react, unreact};
+pub use search::{COUNTED_LETTERS, Counted, DeadFilter, DeadLetter, SHORTEST_TEXT, count_dead, dead_letters};
 pub use settle::{Settled, Settlement, settle};
 pub use show::{Death, Found, MessageFacts, Place, Shown, Withdrawal, find, message_facts, show};
 pub use signalling::{CallToSend, SignalToSend, open_signal};
+pub use stats::{ClassStats, Stats, stats};
+pub use timeline::{Moment, MomentKind, Timeline, conversation_timeline, operation_timeline};
 pub use view::{AttemptView, Delivery, Explanation, explain};
-pub use words::{cause_in_words, hint, left_undone};
+pub use words::{
+    HOLD_ALIAS_NOT_OURS, HOLD_NEVER_IN_ROOM, HOLD_NOT_IN_REPLACEMENT, HOLD_NOT_IN_ROOM, Repair, cause_in_words, hint,
+    left_undone, repair, repair_of_hold,
+};
 
 use words::PARENT_DEAD_HINT;
 
