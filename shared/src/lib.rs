@@ -18,6 +18,7 @@ pub mod ids;
 pub mod inbound;
 pub mod operator;
 pub mod outbox;
+pub mod reason;
 pub mod seal;
 pub mod telemetry;
 #[cfg(feature = "testing")]

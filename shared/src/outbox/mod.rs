@@ -52,6 +52,7 @@ mod evidence;
 mod expire;
 mod gauges;
 mod list;
+mod neighbours;
 mod outcome;
 mod park;
 mod pause;
@@ -62,6 +63,7 @@ mod revise;
 mod settle;
 mod show;
 mod signalling;
+mod targets;
 mod view;
 mod words;
 
@@ -78,6 +80,7 @@ pub use list::{
     Cursor, DeadFilter, DeadLetter, HeldLane, LiveOperation, PauseOfClass, PausedLane, dead_letters, held_lanes,
     live_operations, paused_lanes, pauses,
 };
+pub use neighbours::{Neighbour, is_conversation, neighbours};
 pub use outcome::{Attempt, Blame, OperationResult, Outcome};
 pub use park::{
     LaneAhead, Letter, MOST_LETTERS, Refusal, Refused, Requeue, Requeued, Selection, preview_requeue, requeue,
@@ -92,6 +95,7 @@ pub use revise::{Deletion, Sending, delete, edit, react, unreact};
 pub use settle::{Settled, Settlement, settle};
 pub use show::{Death, Found, MessageFacts, Place, Shown, Withdrawal, find, message_facts, show};
 pub use signalling::{CallToSend, SignalToSend, open_signal};
+pub use targets::{Targets, Wanted, resolve};
 pub use view::{AttemptView, Delivery, Explanation, explain};
 pub use words::{cause_in_words, hint, left_undone};
 
