@@ -46,11 +46,13 @@ use crate::{
 };
 
 mod claim;
+mod cursor;
 mod discard;
 mod enqueue;
 mod evidence;
 mod expire;
 mod gauges;
+mod groups;
 mod list;
 mod neighbours;
 mod outcome;
@@ -60,25 +62,31 @@ mod proofs;
 mod related;
 mod renew;
 mod revise;
+mod search;
+mod sentence;
 mod settle;
 mod show;
 mod signalling;
 mod targets;
+mod stats;
+mod timeline;
 mod view;
 mod words;
 
 pub use claim::{
     Claim, ClaimRequest, Claimed, ClaimedOperation, LaneClaim, MaybeSent, Mode, Target, claim, oldest_due,
 };
+pub use cursor::{Cursor, NoCursor};
 pub use discard::{Discard, Discarded, discard, discard_all};
 pub use enqueue::{Operation, enqueue};
 pub use evidence::{Evidence, late_evidence, membership_echo};
 pub(crate) use evidence::{evidence_in_turn, membership_echo_in_turn};
 pub use expire::{Expired, expire};
-pub use gauges::{COUNTED_LETTERS, ClassGauges, Gauges, gauges};
+pub use gauges::{ClassGauges, Gauges, gauges};
+pub use groups::{DeadGroup, dead_groups};
 pub use list::{
-    Cursor, DeadFilter, DeadLetter, HeldLane, LiveOperation, PauseOfClass, PausedLane, dead_letters, held_lanes,
-    live_operations, paused_lanes, pauses,
+    HeldLane, LiveFilter, LiveOperation, PauseOfClass, PausedLane, SentFilter, SentOperation, held_lanes,
+    live_operations, paused_lanes, pauses, sent_operations,
 };
 pub use neighbours::{Neighbour, is_conversation, neighbours};
 pub use outcome::{Attempt, Blame, OperationResult, Outcome};
@@ -92,12 +100,18 @@ pub use pause::{
 pub use related::{Previous, ReactionToSend, Related};
 pub use renew::renew;
 pub use revise::{Deletion, Sending, delete, edit, react, unreact};
+pub use search::{COUNTED_LETTERS, Counted, DeadFilter, DeadLetter, SHORTEST_TEXT, count_dead, dead_letters};
 pub use settle::{Settled, Settlement, settle};
 pub use show::{Death, Found, MessageFacts, Place, Shown, Withdrawal, find, message_facts, show};
 pub use signalling::{CallToSend, SignalToSend, open_signal};
 pub use targets::{Targets, Wanted, resolve};
+pub use stats::{ClassStats, Stats, stats};
+pub use timeline::{Moment, MomentKind, Timeline, conversation_timeline, operation_timeline};
 pub use view::{AttemptView, Delivery, Explanation, explain};
-pub use words::{cause_in_words, hint, left_undone};
+pub use words::{
+    HOLD_ALIAS_NOT_OURS, HOLD_NEVER_IN_ROOM, HOLD_NOT_IN_REPLACEMENT, HOLD_NOT_IN_ROOM, Repair, cause_in_words, hint,
+    left_undone, repair, repair_of_hold,
+};
 
 use words::PARENT_DEAD_HINT;
 

@@ -2,6 +2,7 @@
 #![expect(clippy::expect_used, reason = "a failure here is a failed test")]
 mod chance;
 mod cost;
+mod explaining;
 mod histories;
 mod idempotency;
 mod lanes;
@@ -11,8 +12,10 @@ mod operators;
 mod races;
 mod reactions;
 mod room;
+mod search;
 mod sound;
 mod storm;
 mod table;
 mod takeover;
+mod timeline;
 mod world;
