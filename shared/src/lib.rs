@@ -20,9 +20,11 @@ pub mod operator;
 pub mod outbox;
 pub mod reason;
 pub mod seal;
+pub mod tasks;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod token;
 pub mod turn;
 pub mod wake;
+pub mod workers;

@@ -45,7 +45,9 @@ use crate::{
     ids::{ConversationId, LaneId},
 };
 
+mod bulk;
 mod claim;
+mod complete;
 mod cursor;
 mod discard;
 mod enqueue;
@@ -73,15 +75,18 @@ mod timeline;
 mod view;
 mod words;
 
+pub use bulk::RefusedCount;
+pub(crate) use bulk::{judge, requeue_of, write_parts};
 pub use claim::{
     Claim, ClaimRequest, Claimed, ClaimedOperation, LaneClaim, MaybeSent, Mode, Target, claim, oldest_due,
 };
+pub use complete::{Completed, Completion, complete};
 pub use cursor::{Cursor, NoCursor};
 pub use discard::{Discard, Discarded, discard, discard_all};
 pub use enqueue::{Operation, enqueue};
 pub use evidence::{Evidence, late_evidence, membership_echo};
 pub(crate) use evidence::{evidence_in_turn, membership_echo_in_turn};
-pub use expire::{Expired, expire};
+pub use expire::{Expire, Expired, expire, expire_all};
 pub use gauges::{ClassGauges, Gauges, gauges};
 pub use groups::{DeadGroup, dead_groups};
 pub use list::{

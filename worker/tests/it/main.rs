@@ -24,6 +24,7 @@ mod rooms;
 mod scene;
 mod synapse;
 mod takeover;
+mod tasks;
 mod thread;
 mod toggling;
 mod turn;

@@ -62,7 +62,7 @@ impl World {
 
     async fn trail(&self) -> Vec<audit::Entry> {
         let mut tx = self.begin().await;
-        audit::entries(&mut tx, None, None, 1000).await.unwrap()
+        audit::entries(&mut tx, &audit::AuditFilter::default(), None, 1000).await.unwrap()
     }
 }
 
