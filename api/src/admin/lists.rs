@@ -1,10 +1,14 @@
-//! `GET /admin/outbox`: what is dead, held, paused, or still to be done.
+//! `GET /admin/outbox`: what is dead, held, paused, delivered, or still to be done; and the dead by what they died of.
 
-use axum::{Json, extract::State as Extract, response::{IntoResponse as _, Response}};
+use axum::{
+    Json,
+    extract::State as Extract,
+    response::{IntoResponse as _, Response},
+};
 use serde::Serialize;
 use shared::{
     ids::{ConversationId, LaneId, OutboxId},
-    outbox::{self, Cursor, DeadFilter, PauseOfClass},
+    outbox::{self, Counted, Cursor, DeadFilter, DeadGroup, LiveFilter, PauseOfClass, SHORTEST_TEXT, SentFilter},
 };
 use sqlx::PgConnection;
 
@@ -15,7 +19,8 @@ use crate::{AppState, problem::ApiError};
 pub(crate) const DEFAULT_LIMIT: i64 = 50;
 pub(crate) const MAX_LIMIT: i64 = 200;
 
-const STATES: [&str; 4] = ["dead", "live", "held", "paused"];
+/// What is listed.
+pub(crate) const STATES: [&str; 5] = ["dead", "live", "delivered", "held", "paused"];
 
 /// A page of a list.
 #[derive(Debug, Serialize)]
@@ -39,6 +44,9 @@ impl<T> Page<T> {
 #[derive(Debug, Serialize)]
 struct Listed<T> {
     state: &'static str,
+    /// How many dead letters the filter chooses, if that was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    count: Option<Counted>,
     /// Pauses of everything and of classes; only with `state=paused`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pauses: Option<Vec<PauseOfClass>>,
@@ -66,11 +74,44 @@ impl std::fmt::Display for LaneCursor {
 
 /// Which dead letters, as a query says it.
 pub(crate) fn dead_filter(params: &mut Params) -> DeadFilter {
-    DeadFilter {
+    let filter = DeadFilter {
         conversation_id: params.id("conversation_id"),
         kind: params.kind("kind"),
         cause: params.cause("cause"),
         errcode: params.text("errcode"),
+        user_id: params.id("user_id"),
+        text: params.text("text"),
+        since: params.time("since"),
+        until: params.time("until"),
+    };
+    if filter.text.as_ref().is_some_and(|text| text.chars().count() < SHORTEST_TEXT) {
+        params.problem("text", format!("must have at least {SHORTEST_TEXT} characters"));
+    } else if filter.problem().is_some() {
+        params.problem("until", "must be after since");
+    }
+    filter
+}
+
+/// Which live operations, as a query says it.
+pub(crate) fn live_filter(params: &mut Params) -> LiveFilter {
+    LiveFilter {
+        conversation_id: params.id("conversation_id"),
+        kind: params.kind("kind"),
+        user_id: params.id("user_id"),
+        errcode: params.text("errcode"),
+        since: params.time("since"),
+        until: params.time("until"),
+    }
+}
+
+/// Which delivered operations, as a query says it.
+pub(crate) fn sent_filter(params: &mut Params) -> SentFilter {
+    SentFilter {
+        conversation_id: params.id("conversation_id"),
+        kind: params.kind("kind"),
+        user_id: params.id("user_id"),
+        since: params.time("since"),
+        until: params.time("until"),
     }
 }
 
@@ -80,6 +121,7 @@ pub(super) async fn list(Extract(state): AppState, mut params: Params) -> Result
     let mut tx = state.pool.begin().await?;
     match which {
         "live" => live(&mut tx, params, limit).await,
+        "delivered" => delivered(&mut tx, params, limit).await,
         "held" => held(&mut tx, params, limit).await,
         "paused" => paused(&mut tx, params, limit).await,
         _ => dead(&mut tx, params, limit).await,
@@ -87,23 +129,33 @@ pub(super) async fn list(Extract(state): AppState, mut params: Params) -> Result
 }
 
 fn answer<T: Serialize>(state: &'static str, page: Page<T>) -> Response {
-    Json(Listed { state, pauses: None, page }).into_response()
+    Json(Listed { state, count: None, pauses: None, page }).into_response()
 }
 
 async fn dead(conn: &mut PgConnection, mut params: Params, limit: i64) -> Result<Response, ApiError> {
-    let filter = dead_filter(&mut params);
+    let (filter, counts) = (dead_filter(&mut params), params.flag("count"));
     let before: Option<Cursor> = params.cursor();
     params.finish()?;
     let letters = outbox::dead_letters(conn, &filter, before, limit + 1).await?;
-    Ok(answer("dead", Page::of(letters, limit, |letter| letter.cursor().to_string())))
+    let page = Page::of(letters, limit, |letter| letter.cursor().to_string());
+    let count = if counts { Some(outbox::count_dead(conn, &filter).await?) } else { None };
+    Ok(Json(Listed { state: "dead", count, pauses: None, page }).into_response())
 }
 
 async fn live(conn: &mut PgConnection, mut params: Params, limit: i64) -> Result<Response, ApiError> {
-    let (conversation_id, kind) = (params.id("conversation_id"), params.kind("kind"));
+    let filter = live_filter(&mut params);
     let after: Option<OutboxId> = params.cursor();
     params.finish()?;
-    let operations = outbox::live_operations(conn, conversation_id, kind.as_deref(), after, limit + 1).await?;
+    let operations = outbox::live_operations(conn, &filter, after, limit + 1).await?;
     Ok(answer("live", Page::of(operations, limit, |operation| operation.outbox_id.to_string())))
+}
+
+async fn delivered(conn: &mut PgConnection, mut params: Params, limit: i64) -> Result<Response, ApiError> {
+    let filter = sent_filter(&mut params);
+    let before: Option<Cursor> = params.cursor();
+    params.finish()?;
+    let operations = outbox::sent_operations(conn, &filter, before, limit + 1).await?;
+    Ok(answer("delivered", Page::of(operations, limit, |operation| operation.cursor().to_string())))
 }
 
 async fn held(conn: &mut PgConnection, mut params: Params, limit: i64) -> Result<Response, ApiError> {
@@ -122,5 +174,14 @@ async fn paused(conn: &mut PgConnection, mut params: Params, limit: i64) -> Resu
     let lanes = outbox::paused_lanes(conn, conversation_id, after, limit + 1).await?;
     let page = Page::of(lanes, limit, |lane| lane.cursor().to_string());
     let pauses = Some(outbox::pauses(conn).await?);
-    Ok(Json(Listed { state: "paused", pauses, page }).into_response())
+    Ok(Json(Listed { state: "paused", count: None, pauses, page }).into_response())
+}
+
+/// The dead by what they died of, the largest groups first.
+pub(super) async fn groups(Extract(state): AppState, mut params: Params) -> Result<Json<Page<DeadGroup>>, ApiError> {
+    let limit = params.limit(DEFAULT_LIMIT, MAX_LIMIT);
+    params.finish()?;
+    let mut tx = state.pool.begin().await?;
+    let items = outbox::dead_groups(&mut tx, limit).await?;
+    Ok(Json(Page { items, next_cursor: None }))
 }

@@ -12,12 +12,14 @@ use axum::{
 use crate::State;
 
 pub(crate) mod acts;
-mod audit;
+pub(crate) mod audit;
 pub(crate) mod lists;
 pub(crate) mod one;
 pub(crate) mod params;
 pub(crate) mod pauses;
 pub(crate) mod scope;
+pub(crate) mod tasks;
+pub(crate) mod timelines;
 
 pub use scope::Scope;
 
@@ -44,15 +46,26 @@ const fn act(path: &'static str, handler: fn() -> MethodRouter<Arc<State>>) -> R
 /// All routes of the operators' API.
 pub const ROUTES: &[Route] = &[
     read("/admin/outbox", || get(lists::list)),
+    read("/admin/outbox/groups", || get(lists::groups)),
     read("/admin/outbox/{id}", || get(one::show)),
-    act("/admin/outbox/requeue", || post(acts::requeue_many)),
+    read("/admin/outbox/{id}/timeline", || get(timelines::operation)),
+    act("/admin/outbox/requeue", || post(tasks::requeue)),
     act("/admin/outbox/discard", || post(acts::discard_many)),
     act("/admin/outbox/{id}/requeue", || post(acts::requeue_one)),
     act("/admin/outbox/{id}/discard", || post(acts::discard_one)),
+    act("/admin/outbox/{id}/expire", || post(acts::expire_one)),
+    act("/admin/outbox/{id}/complete", || post(acts::complete_one)),
+    read("/admin/tasks", || get(tasks::list)),
+    read("/admin/tasks/{id}", || get(tasks::show)),
+    act("/admin/tasks/{id}/cancel", || post(tasks::cancel)),
+    act("/admin/verify", || post(tasks::verify)),
+    read("/admin/conversations/{id}/timeline", || get(timelines::conversation)),
+    act("/admin/conversations/{id}/repair", || post(tasks::repair)),
     read("/admin/pauses", || get(pauses::list)),
     act("/admin/pauses", || post(pauses::pause)),
     act("/admin/resume", || post(pauses::resume)),
     read("/admin/audit", || get(audit::entries)),
+    read("/admin/stats", || get(audit::stats)),
 ];
 
 pub(crate) fn routes(state: &Arc<State>) -> Router<Arc<State>> {

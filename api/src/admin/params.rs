@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, convert::Infallible, str::FromStr, sync::Arc, t
 
 use axum::{extract::FromRequestParts, http::request::Parts};
 use shared::{outbox::Kind, reason};
-use time::{Date, OffsetDateTime, PrimitiveDateTime, format_description::well_known::Rfc3339, macros::format_description};
+use time::{
+    Date, OffsetDateTime, PrimitiveDateTime, format_description::well_known::Rfc3339, macros::format_description,
+};
 use url::form_urlencoded;
 
 use crate::{
@@ -199,9 +201,13 @@ mod tests {
 
     #[test]
     fn every_fault_is_told_by_its_name_at_once() {
-        let mut params = Params::parse(b"kind=letter&limit=0&since=yesterday&user_id=ada&other=1&cause=&cause=x&errcode=%00");
+        let mut params =
+            Params::parse(b"kind=letter&limit=0&since=yesterday&user_id=ada&other=1&cause=&cause=x&errcode=%00");
         assert_eq!((params.kind("kind"), params.limit(50, 200), params.time("since")), (None, 50, None));
-        assert_eq!((params.id::<uuid::Uuid>("user_id"), params.cause("cause"), params.text("errcode")), (None, None, None));
+        assert_eq!(
+            (params.id::<uuid::Uuid>("user_id"), params.cause("cause"), params.text("errcode")),
+            (None, None, None)
+        );
         let Err(ApiError::Invalid(problems)) = params.finish() else { panic!("must be refused") };
         let fields: Vec<_> = problems.iter().map(|problem| problem.field.as_str()).collect();
         assert_eq!(fields, ["kind", "limit", "since", "user_id", "cause", "errcode", "other"]);

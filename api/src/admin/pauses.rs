@@ -165,12 +165,8 @@ pub(super) async fn pause(
     operator: Operator,
     JsonBody(body): JsonBody<NewPause>,
 ) -> Result<(StatusCode, Json<PausedBody>), ApiError> {
-    let named = Named {
-        scope: body.scope,
-        class: body.class,
-        conversation_id: body.conversation_id,
-        lane_id: body.lane_id,
-    };
+    let named =
+        Named { scope: body.scope, class: body.class, conversation_id: body.conversation_id, lane_id: body.lane_id };
     let Some(scope) = scope_of(&named)? else {
         return Err(ApiError::invalid("scope", "must be all, class, conversation or lane"));
     };
@@ -178,9 +174,7 @@ pub(super) async fn pause(
     let until = match (body.until, body.for_) {
         (Some(_), Some(_)) => return Err(ApiError::invalid("for", "does not go with until")),
         (Some(until), None) => Until::Time(until),
-        (None, Some(text)) => {
-            Until::For(params::parse_duration(&text).map_err(|must| ApiError::invalid("for", must))?)
-        }
+        (None, Some(text)) => Until::For(params::parse_duration(&text).map_err(|must| ApiError::invalid("for", must))?),
         (None, None) => Until::Resumed,
     };
     let Paused { until, affected } = pause_scope(&state, &operator.name(), scope, until, reason).await?;
@@ -279,12 +273,8 @@ pub(super) async fn resume(
     operator: Operator,
     JsonBody(body): JsonBody<NewResume>,
 ) -> Result<Json<ResumedBody>, ApiError> {
-    let named = Named {
-        scope: body.scope,
-        class: body.class,
-        conversation_id: body.conversation_id,
-        lane_id: body.lane_id,
-    };
+    let named =
+        Named { scope: body.scope, class: body.class, conversation_id: body.conversation_id, lane_id: body.lane_id };
     let scope = scope_of(&named)?;
     if body.because.is_some() && scope.is_some() {
         return Err(ApiError::invalid("because", "goes with the scope held only"));

@@ -74,8 +74,7 @@ pub(super) async fn guard(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let operator =
-        auth::identify(&state, request.headers()).and_then(|identity| Operator::of(&identity, scope));
+    let operator = auth::identify(&state, request.headers()).and_then(|identity| Operator::of(&identity, scope));
     match operator {
         Ok(operator) => {
             request.extensions_mut().insert(operator);

@@ -3,7 +3,11 @@
 use askama::Template;
 use axum::response::Response;
 
-use super::{html::Markup, session::Session, shell::{self, Shell}};
+use super::{
+    html::Markup,
+    session::Session,
+    shell::{self, Shell},
+};
 
 /// A field that somebody fills in.
 #[derive(Debug)]
@@ -38,6 +42,8 @@ pub(super) struct Confirm {
     action: String,
     hidden: Vec<(&'static str, String)>,
     fields: Vec<Field>,
+    /// Boxes to tick: names and labels.
+    boxes: Vec<(&'static str, &'static str)>,
     reason_required: bool,
     button: String,
     danger: bool,
@@ -57,6 +63,7 @@ impl Confirm {
             action: String::new(),
             hidden: Vec::new(),
             fields: Vec::new(),
+            boxes: Vec::new(),
             reason_required: false,
             danger: false,
             back: "/console".to_owned(),
@@ -91,6 +98,11 @@ impl Confirm {
 
     pub(super) fn asks(mut self, field: Field) -> Self {
         self.fields.push(field);
+        self
+    }
+
+    pub(super) fn checks(mut self, name: &'static str, label: &'static str) -> Self {
+        self.boxes.push((name, label));
         self
     }
 

@@ -55,16 +55,20 @@ impl Filters {
         choices: &[(&'static str, &'static str)],
     ) -> Self {
         let value = self.value(name);
-        let choices = choices
-            .iter()
-            .map(|(choice, words)| Choice { value: choice, words, chosen: *choice == value })
-            .collect();
+        let choices =
+            choices.iter().map(|(choice, words)| Choice { value: choice, words, chosen: *choice == value }).collect();
         self.fields.push(Field { name, label, hint: "", value, choices });
         self
     }
 
     pub(super) fn markup(&self) -> Markup {
         Markup(self.render().unwrap_or_default())
+    }
+
+    /// Another page with the same filters.
+    pub(super) fn elsewhere(&self, path: &str) -> String {
+        let given = self.given.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        query(path, given.filter(|(name, _)| !matches!(*name, "cursor" | "state")))
     }
 
     /// The same page from a place on.

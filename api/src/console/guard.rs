@@ -11,7 +11,10 @@ use axum::{
 };
 use url::form_urlencoded;
 
-use super::{session::{self, Session}, shell};
+use super::{
+    session::{self, Session},
+    shell,
+};
 use crate::{
     MAX_BODY_BYTES, State,
     admin::{Scope, params::Params, scope::Operator},

@@ -1,5 +1,7 @@
 //! Is it healthy? One sentence, and what else is to be said, the worst first.
 
+use shared::outbox::Counted;
+
 use super::html::{self, Tone};
 
 /// How long the oldest operation of a class may wait before somebody should look, in seconds. A call that is not heard of
@@ -38,16 +40,14 @@ pub(super) struct Workers {
 }
 
 /// All that counts.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Vitals {
     pub(super) classes: Vec<Class>,
     pub(super) pauses: Vec<Pause>,
     /// None when nobody knows.
     pub(super) workers: Option<Workers>,
-    pub(super) held: i64,
-    pub(super) held_in_words: String,
-    pub(super) dead: i64,
-    pub(super) dead_in_words: String,
+    pub(super) held: Counted,
+    pub(super) dead: Counted,
 }
 
 /// The answer.
@@ -57,6 +57,11 @@ pub(super) struct Verdict {
     pub(super) sentence: String,
     /// What else is to be said.
     pub(super) also: Vec<String>,
+}
+
+/// Whether the oldest of a class has waited longer than it should.
+pub(super) fn is_late(class: &str, oldest: i64) -> bool {
+    oldest > if class == "call" { CALL_WAITS } else { CHAT_WAITS }
 }
 
 /// Judges what is known, the worst first.
@@ -70,12 +75,17 @@ pub(super) fn judge(vitals: &Vitals) -> Verdict {
             say(Tone::Bad, "No worker has been seen lately: nothing is sent.".to_owned());
         }
         if workers.locked_out > 0 {
-            let who = if workers.locked_out == all { "the workers'".to_owned() } else { format!("{} of {all} workers'", workers.locked_out) };
+            let who = if workers.locked_out == all {
+                "the workers'".to_owned()
+            } else {
+                format!("{} of {all} workers'", workers.locked_out)
+            };
             say(Tone::Bad, format!("The homeserver does not accept {who} token: renew MATRIX_ACCESS_TOKEN."));
         }
         if workers.cut_off > 0 {
             let words = if workers.cut_off == all {
-                "The homeserver does not answer: the workers hold back and probe until it does; nothing is lost.".to_owned()
+                "The homeserver does not answer: the workers hold back and probe until it does; nothing is lost."
+                    .to_owned()
             } else {
                 format!("The homeserver does not answer everybody: {} reach it.", of_all(workers.cut_off))
             };
@@ -86,23 +96,32 @@ pub(super) fn judge(vitals: &Vitals) -> Verdict {
         }
     }
     for pause in &vitals.pauses {
-        let until = pause.until.as_ref().map_or_else(|| "until somebody resumes it".to_owned(), |until| format!("until {until}"));
+        let until = pause
+            .until
+            .as_ref()
+            .map_or_else(|| "until somebody resumes it".to_owned(), |until| format!("until {until}"));
         say(Tone::Warn, format!("{} is paused since {}, {until}: {}.", pause.what, pause.since, pause.reason));
     }
     for class in &vitals.classes {
-        let limit = if class.name == "call" { CALL_WAITS } else { CHAT_WAITS };
-        if class.oldest > limit {
+        if is_late(class.name, class.oldest) {
             let what = if class.name == "call" { "Calls are" } else { "Chat is" };
             let waiting = html::count(class.waiting, "operation");
             let oldest = html::lasting(class.oldest);
             say(Tone::Warn, format!("{what} behind: the oldest has waited {oldest}; {waiting} wait."));
         }
     }
-    if vitals.held > 0 {
-        say(Tone::Warn, format!("{} wait for somebody.", vitals.held_in_words));
+    let wait = |counted: Counted, one: &str, many: &str, what: &str| {
+        if counted.count == 1 {
+            format!("1 {one} waits for {what}.")
+        } else {
+            format!("{counted} {many} wait for {what}.")
+        }
+    };
+    if vitals.held.count > 0 {
+        say(Tone::Warn, wait(vitals.held, "held lane", "held lanes", "somebody"));
     }
-    if vitals.dead > 0 {
-        say(Tone::Warn, format!("{} wait for a decision.", vitals.dead_in_words));
+    if vitals.dead.count > 0 {
+        say(Tone::Warn, wait(vitals.dead, "dead letter", "dead letters", "a decision"));
     }
     let mut said = said.into_iter();
     match said.next() {
@@ -119,15 +138,22 @@ pub(super) fn judge(vitals: &Vitals) -> Verdict {
 mod tests {
     use super::*;
 
+    fn well() -> Vitals {
+        let none = Counted { count: 0, more: false };
+        Vitals { classes: Vec::new(), pauses: Vec::new(), workers: None, held: none, dead: none }
+    }
+
     #[test]
     fn the_worst_is_said_first_and_the_rest_after_it() {
-        assert_eq!(judge(&Vitals::default()).tone, Tone::Good);
+        assert_eq!(judge(&well()).tone, Tone::Good);
         let vitals = Vitals {
-            classes: vec![Class { name: "chat", oldest: 61, waiting: 7 }, Class { name: "call", oldest: 9, waiting: 1 }],
+            classes: vec![
+                Class { name: "chat", oldest: 61, waiting: 7 },
+                Class { name: "call", oldest: 9, waiting: 1 },
+            ],
             workers: Some(Workers { there: 2, cut_off: 2, ..Workers::default() }),
-            dead: 3,
-            dead_in_words: "3 dead letters".to_owned(),
-            ..Vitals::default()
+            dead: Counted { count: 3, more: false },
+            ..well()
         };
         let verdict = judge(&vitals);
         assert_eq!(verdict.tone, Tone::Bad);
@@ -138,7 +164,7 @@ mod tests {
 
     #[test]
     fn without_workers_nothing_is_well() {
-        let vitals = Vitals { workers: Some(Workers::default()), ..Vitals::default() };
+        let vitals = Vitals { workers: Some(Workers::default()), ..well() };
         assert_eq!(judge(&vitals).tone, Tone::Bad);
     }
 }

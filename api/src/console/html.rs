@@ -32,7 +32,9 @@ pub(super) fn escaped(text: impl Display) -> String {
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
             // What steers a terminal or turns a line around has no business here.
-            c if c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') => out.push('\u{fffd}'),
+            c if c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') => {
+                out.push('\u{fffd}')
+            }
             c => out.push(c),
         }
     }
@@ -90,6 +92,11 @@ pub(super) fn link(to: &str, shown: &Markup) -> Markup {
 /// A link in words.
 pub(super) fn word_link(to: &str, words: &str) -> Markup {
     link(to, &text(words))
+}
+
+/// What to see first.
+pub(super) fn strong(text: impl Display) -> Markup {
+    Markup(format!("<strong>{}</strong>", escaped(text)))
 }
 
 /// A code such as an error's.
@@ -218,7 +225,10 @@ mod tests {
     #[test]
     fn numbers_and_times_are_read_at_a_glance() {
         assert_eq!((grouped(0), grouped(999), grouped(1_234_567)), ("0".into(), "999".into(), "1,234,567".into()));
-        assert_eq!((lasting(41), lasting(200), lasting(18_720)), ("41 s".into(), "3 min 20 s".into(), "5 h 12 min".into()));
+        assert_eq!(
+            (lasting(41), lasting(200), lasting(18_720)),
+            ("41 s".into(), "3 min 20 s".into(), "5 h 12 min".into())
+        );
         assert_eq!((count(1, "lane"), count(10_000, "lane")), ("1 lane".into(), "10,000 lanes".into()));
     }
 }

@@ -12,14 +12,11 @@ use axum::{
     routing::{MethodRouter, get, post},
 };
 
-use crate::{
-    State,
-    admin::Scope,
-    problem::ApiError,
-};
+use crate::{State, admin::Scope, problem::ApiError};
 
 mod assets;
 mod audit;
+mod bulk;
 mod confirm;
 mod conversation;
 mod dead;
@@ -32,11 +29,14 @@ mod lists;
 mod operation;
 mod overview;
 mod pauses;
+mod repairs;
 mod search;
 mod sections;
 pub(crate) mod session;
 mod shell;
 mod table;
+mod tasks;
+mod timeline;
 mod words;
 
 /// A page of the console.
@@ -85,7 +85,21 @@ pub const PAGES: &[Page] = &[
     act("/console/operations/{id}/requeue", || post(operation::requeue)),
     ask("/console/operations/{id}/discard", || get(operation::ask_discard)),
     act("/console/operations/{id}/discard", || post(operation::discard)),
+    ask("/console/operations/{id}/expire", || get(operation::ask_expire)),
+    act("/console/operations/{id}/expire", || post(operation::expire)),
+    ask("/console/operations/{id}/complete", || get(operation::ask_complete)),
+    act("/console/operations/{id}/complete", || post(operation::complete)),
     look("/console/conversations/{id}", || get(conversation::page)),
+    ask("/console/conversations/{id}/repair", || get(repairs::ask)),
+    act("/console/conversations/{id}/repair", || post(repairs::repair)),
+    ask("/console/requeue", || get(bulk::ask)),
+    act("/console/requeue", || post(bulk::start)),
+    look("/console/tasks", || get(tasks::list)),
+    look("/console/tasks/{id}", || get(tasks::page)),
+    ask("/console/tasks/{id}/cancel", || get(tasks::ask_cancel)),
+    act("/console/tasks/{id}/cancel", || post(tasks::cancel)),
+    ask("/console/verify", || get(tasks::ask_verify)),
+    act("/console/verify", || post(tasks::verify)),
     look("/console/pauses", || get(pauses::page)),
     ask("/console/pause", || get(pauses::ask_pause)),
     act("/console/pause", || post(pauses::pause)),
@@ -101,10 +115,9 @@ pub(crate) fn routes(state: &Arc<State>) -> Router<Arc<State>> {
         .fold(Router::new(), |router, page| {
             let handler = (page.handler)();
             let guarded = match page.scope {
-                Some(scope) => handler.route_layer(axum::middleware::from_fn_with_state(
-                    (Arc::clone(state), scope),
-                    guard::guard,
-                )),
+                Some(scope) => {
+                    handler.route_layer(axum::middleware::from_fn_with_state((Arc::clone(state), scope), guard::guard))
+                }
                 None => handler.route_layer(axum::middleware::from_fn(guard::open)),
             };
             router.route(page.path, guarded)

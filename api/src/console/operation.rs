@@ -6,22 +6,22 @@ use axum::{
 };
 use shared::{
     ids::LaneId,
-    outbox::{self, AttemptView, Delivery, Neighbour, Place, Refused, Shown, left_undone},
+    outbox::{self, AttemptView, Delivery, Kind, Moment, Neighbour, Place, Refused, Shown, left_undone},
 };
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
-    confirm::Confirm,
+    confirm::{Confirm, Field},
     facts::Facts,
     fields::query,
     guard::Form,
     html::{self, Markup, Tone},
-    lists,
+    lists, repairs,
     sections::Sections,
     session::Session,
     table::Table,
-    words,
+    timeline, words,
 };
 use crate::{
     AppState,
@@ -30,6 +30,7 @@ use crate::{
         one::{self, Known},
         params::Params,
         scope::Operator,
+        timelines,
     },
     extract::IdPath,
     problem::ApiError,
@@ -50,8 +51,15 @@ pub(super) async fn page(
     let known = one::known(&mut tx, id).await?.ok_or(ApiError::NotFound("operation or message"))?;
     let single = known.operations.iter().find(|shown| shown.found.outbox_id.as_uuid() == id);
     Ok(match single {
-        Some(shown) => operation(&session, &known, shown).note(note).page(),
-        None => subject(&session, &known).note(note).page(),
+        Some(shown) => {
+            let moments = outbox::operation_timeline(&mut tx, &shown.found).await?;
+            operation(&session, &known, shown, &moments).note(note).page()
+        }
+        None => {
+            let found: Vec<_> = known.operations.iter().map(|shown| shown.found.clone()).collect();
+            let moments = timelines::merged(&mut tx, &found).await?;
+            subject(&session, &known, &moments).note(note).page()
+        }
     })
 }
 
@@ -72,21 +80,10 @@ pub(super) fn state(shown: &Shown) -> Markup {
 
 /// Where it stands, in one sentence.
 fn sentence(shown: &Shown) -> Markup {
-    let words = match (&shown.dead, &shown.explanation.waiting_for, &shown.withdrawn) {
-        (Some(dead), _, _) => {
-            let errcode = dead.errcode.as_ref().map(|errcode| format!(" ({errcode})")).unwrap_or_default();
-            format!("dead since {}: {}{errcode}", html::second(dead.died_at), dead.cause_in_words)
-        }
-        (None, Some(waiting_for), _) => format!("waits for {waiting_for}"),
-        (None, None, Some(withdrawn)) => {
-            format!("given up {} ({})", html::second(withdrawn.withdrawn_at), withdrawn.reason)
-        }
-        (None, None, None) => "it stands in the room".to_owned(),
-    };
-    html::text(words)
+    html::text(&shown.explanation.sentence)
 }
 
-fn operation(session: &Session, known: &Known, shown: &Shown) -> Sections {
+fn operation(session: &Session, known: &Known, shown: &Shown, moments: &[Moment]) -> Sections {
     let id = shown.found.outbox_id;
     let heading = Markup(format!(
         "{} {} {}",
@@ -95,9 +92,10 @@ fn operation(session: &Session, known: &Known, shown: &Shown) -> Sections {
         html::id(id).0
     ));
     let mut page = Sections::new(session, "operations", format!("Operation {id}")).heading(heading).live();
-    let hint = shown.dead.as_ref().map(|dead| {
-        format!("<p class=\"todo\"><strong>What to do:</strong> {}</p>", html::escaped(&dead.hint))
-    });
+    let hint = shown
+        .dead
+        .as_ref()
+        .map(|dead| format!("<p class=\"todo\"><strong>What to do:</strong> {}</p>", html::escaped(&dead.hint)));
     page = page.lead(Markup(format!(
         "<p class=\"sentence\" id=\"sentence\">{}.</p>{}",
         capital(&sentence(shown).0),
@@ -108,14 +106,23 @@ fn operation(session: &Session, known: &Known, shown: &Shown) -> Sections {
             page = page.action(html::word_link(&format!("/console/operations/{id}/{verb}"), button));
         }
     }
-    page.section(facts(known, shown)).section(attempts(shown).markup())
+    if let Some(repair) = shown.explanation.repair {
+        let why = shown.dead.as_ref().map_or("its lane is held", |dead| dead.cause_in_words.as_str());
+        let button = repairs::button(session, shown.found.conversation_id, repair, why);
+        if !button.0.is_empty() {
+            page = page.action(button);
+        }
+    }
+    page.section(facts(known, shown))
+        .section(attempts(shown).markup())
+        .section(timeline::table("What happened to it, oldest first", moments).markup())
 }
 
 /// What can be done with an operation where it stands.
 fn verbs(shown: &Shown) -> Vec<(&'static str, &'static str)> {
     match shown.found.place {
-        Place::Dead => vec![("requeue", "Requeue…"), ("discard", "Discard…")],
-        Place::Live => vec![("discard", "Discard…")],
+        Place::Dead => vec![("requeue", "Requeue…"), ("discard", "Discard…"), ("complete", "Complete by hand…")],
+        Place::Live => vec![("expire", "Expire…"), ("discard", "Discard…"), ("complete", "Complete by hand…")],
         Place::Sent | Place::Withdrawn => Vec::new(),
     }
 }
@@ -141,11 +148,17 @@ fn facts(known: &Known, shown: &Shown) -> Markup {
             facts.add("Deleted", html::at(deleted_at));
         }
     } else {
-        facts.add("About", html::link(&format!("/console/operations/{}", found.subject_id), &html::id(found.subject_id)));
+        facts.add(
+            "About",
+            html::link(&format!("/console/operations/{}", found.subject_id), &html::id(found.subject_id)),
+        );
     }
     if let (Some(lane_id), Some(seq)) = (shown.lane_id, shown.seq) {
         let lane = if lane_id == LaneId::from(found.conversation_id) { "chat" } else { "call" };
-        facts.add("Lane", Markup(format!("{lane}, place {seq} ({} before it, {} behind it)", shown.explanation.ahead, shown.behind)));
+        facts.add(
+            "Lane",
+            Markup(format!("{lane}, place {seq} ({} before it, {} behind it)", shown.explanation.ahead, shown.behind)),
+        );
     }
     if let Some(revision) = shown.revision {
         facts.add("Revision", html::text(revision));
@@ -185,7 +198,7 @@ fn attempt_cells(attempt: &AttemptView) -> Vec<Markup> {
 }
 
 /// A message or a call: all of its operations.
-fn subject(session: &Session, known: &Known) -> Sections {
+fn subject(session: &Session, known: &Known, moments: &[Moment]) -> Sections {
     let what = if known.message.is_some() { "Message" } else { "Call" };
     let heading = Markup(format!("{what} {}", html::id(known.id).0));
     let mut page = Sections::new(session, "operations", format!("{what} {}", known.id)).heading(heading).live();
@@ -218,7 +231,7 @@ fn subject(session: &Session, known: &Known) -> Sections {
         }
         page = page.section(facts.markup());
     }
-    page.section(table.markup())
+    page.section(table.markup()).section(timeline::table("What happened, oldest first", moments).markup())
 }
 
 pub(super) async fn ask_requeue(
@@ -263,7 +276,9 @@ fn lanes(conversation: &BackIn) -> impl Iterator<Item = String> {
         );
         if lane.delivered_meanwhile > 0 {
             let delivered = html::count(lane.delivered_meanwhile, "later message");
-            text.push_str(&format!(" {delivered} delivered meanwhile and stay ahead: in the room this comes after them."));
+            text.push_str(&format!(
+                " {delivered} delivered meanwhile and stay ahead: in the room this comes after them."
+            ));
         }
         if let Some(waits) = &lane.waits {
             let until = lane.waits_until.map_or_else(|| "it is resumed".to_owned(), html::second);
@@ -308,9 +323,10 @@ async fn around(conn: &mut PgConnection, conversation: &BackIn) -> Result<Markup
     let heads = &["Place", "Message", "Author", "Written", "In the room"];
     let mut table = Table::new("room", "What the room shows around it", heads).or("Nothing.");
     for message in &near {
-        let back = conversation.operations.iter().any(|letter| {
-            letter.kind == "message" && letter.subject_id == message.message_id.as_uuid()
-        });
+        let back = conversation
+            .operations
+            .iter()
+            .any(|letter| letter.kind == "message" && letter.subject_id == message.message_id.as_uuid());
         table.row(
             message.message_id,
             vec![
@@ -415,4 +431,90 @@ pub(super) async fn discard(
         }
         _ => done(id, "discarded", report.discarded),
     })
+}
+
+pub(super) async fn ask_expire(
+    Extract(state): AppState,
+    session: Session,
+    IdPath(id): IdPath<Uuid>,
+    params: Params,
+) -> Result<Response, ApiError> {
+    params.finish()?;
+    let shown = shown(&mut *state.pool.acquire().await?, id).await?;
+    let kind = html::kind_in_words(&shown.found.kind);
+    Ok(Confirm::new(&session, "operations", format!("Expire {kind}"))
+        .says("It ends as if its time were over: it is not sent any more, and those behind it go on.")
+        .says("What waits of a message with it, its edits and the reactions to it, ends too. The message itself stays.")
+        .says("A redaction or a removal cannot be expired: later words would reach whom they must not.")
+        .sends(format!("/console/operations/{id}/expire"), "Expire")
+        .must_say_why()
+        .is_danger()
+        .back_to(format!("/console/operations/{id}"))
+        .page())
+}
+
+pub(super) async fn expire(
+    Extract(state): AppState,
+    operator: Operator,
+    IdPath(id): IdPath<Uuid>,
+    Form(mut params): Form,
+) -> Result<Response, ApiError> {
+    let reason = params.reason("reason", true);
+    params.finish()?;
+    let found = outbox::find(&mut *state.pool.acquire().await?, id).await?;
+    let report = acts::expire(&state, &operator.name(), id, &reason.unwrap_or_default()).await?;
+    if report.expired == 0 {
+        return Err(acts::refusal(report.refused));
+    }
+    let to = match found.first() {
+        Some(found) => format!("/console/conversations/{}", found.conversation_id),
+        None => "/console".to_owned(),
+    };
+    Ok(Redirect::to(&query(&to, [("done", "expired"), ("n", &report.expired.to_string())])).into_response())
+}
+
+pub(super) async fn ask_complete(
+    Extract(state): AppState,
+    session: Session,
+    IdPath(id): IdPath<Uuid>,
+    params: Params,
+) -> Result<Response, ApiError> {
+    params.finish()?;
+    let shown = shown(&mut *state.pool.acquire().await?, id).await?;
+    let kind = html::kind_in_words(&shown.found.kind);
+    let mut page = Confirm::new(&session, "operations", format!("Complete {kind} by hand"))
+        .sends(format!("/console/operations/{id}/complete"), "Complete")
+        .must_say_why()
+        .back_to(format!("/console/operations/{id}"));
+    page = if Kind::parse(&shown.found.kind).is_some_and(Kind::is_state) {
+        page.says(
+            "You say that the membership is on Matrix as it should be. It counts as done, and those behind it go on.",
+        )
+    } else {
+        page.says("You say which event in the room is this operation. It counts as delivered, with that event: edits, reactions and deletes then go there.")
+            .asks(Field { required: true, ..Field::text("event_id", "Event", "$…, as the room has it") })
+    };
+    Ok(page.warns("Look into the room first: nobody looks again whether it is there.").page())
+}
+
+pub(super) async fn complete(
+    Extract(state): AppState,
+    operator: Operator,
+    IdPath(id): IdPath<Uuid>,
+    Form(mut params): Form,
+) -> Result<Response, ApiError> {
+    let event_id = params.raw("event_id");
+    let reason = params.reason("reason", true);
+    params.finish()?;
+    let event_id = event_id.as_deref().map(acts::checked_event_id).transpose()?;
+    let completed =
+        acts::complete(&state, &operator.name(), id, event_id.as_ref(), &reason.unwrap_or_default()).await?;
+    let left = outbox::find(&mut *state.pool.acquire().await?, id).await?;
+    if left.is_empty() {
+        // A membership leaves nothing behind: what it was about is shown.
+        return Ok(
+            Redirect::to(&format!("/console/operations/{}?done=completed", completed.subject_id)).into_response()
+        );
+    }
+    Ok(done(id, "completed", 1))
 }

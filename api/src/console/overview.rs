@@ -2,25 +2,37 @@
 
 use askama::Template;
 use axum::{extract::State as Extract, response::Response};
-use shared::outbox::{self, COUNTED_LANES, COUNTED_LETTERS, Gauges};
+use shared::{
+    outbox::{self, Stats},
+    workers::WorkerSeen,
+};
 
 use super::{
-    health::{self, Class, Pause, Verdict, Vitals},
-    html::{self, Markup},
+    dead,
+    health::{self, Class, Pause, Verdict, Vitals, Workers},
+    html::{self, Markup, Tone},
     lists::{self, FEW},
     pauses,
     session::Session,
     shell::{self, Shell},
     table::Table,
+    tasks,
 };
-use crate::{AppState, admin::params::Params, problem::ApiError};
+use crate::{
+    AppState,
+    admin::{
+        audit::{self, Overview as Figures},
+        params::Params,
+    },
+    problem::ApiError,
+};
 
 /// A number with its name.
 struct Figure {
     id: &'static str,
-    name: String,
+    name: &'static str,
     value: String,
-    link: String,
+    link: &'static str,
     tone: &'static str,
 }
 
@@ -33,32 +45,57 @@ struct Overview {
     sections: Vec<Markup>,
 }
 
-/// Up to a bound.
-fn counted(n: i64, bound: i64) -> String {
-    if n >= bound { format!("{}+", html::grouped(bound)) } else { html::grouped(n) }
-}
-
-pub(super) async fn page(
-    Extract(state): AppState,
-    session: Session,
-    params: Params,
-) -> Result<Response, ApiError> {
+pub(super) async fn page(Extract(state): AppState, session: Session, params: Params) -> Result<Response, ApiError> {
     params.finish()?;
     let mut tx = state.pool.begin().await?;
-    let gauges = outbox::gauges(&mut tx).await?;
-    let pauses = outbox::pauses(&mut tx).await?;
+    let known = audit::overview(&mut tx).await?;
     let held = outbox::held_lanes(&mut tx, None, None, FEW).await?;
-    let vitals = Vitals {
-        classes: gauges
+    let verdict = health::judge(&vitals(&known, state.matrix_enabled));
+    let stats = &known.stats;
+    let mut sections = vec![classes(stats).markup()];
+    if !stats.groups.is_empty() {
+        sections.push(dead::table("Dead letters by what they died of", &session, &stats.groups).markup());
+    }
+    if !held.is_empty() {
+        sections.push(lists::held_table("Held lanes: each waits for somebody", &session, &held).markup());
+    }
+    if !stats.pauses.is_empty() {
+        sections.push(pauses::pauses_table(&session, &stats.pauses).markup());
+    }
+    if !known.tasks.is_empty() {
+        sections.push(tasks::table("Tasks that run", &known.tasks).markup());
+    }
+    sections.push(workers(&known.workers).markup());
+    let shell = Shell::new(&session, "overview", "Overview");
+    Ok(shell::page(&Overview { shell, verdict, figures: figures(&known), sections }))
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "an age in seconds")]
+fn seconds(age: f64) -> i64 {
+    age as i64
+}
+
+fn vitals(known: &Figures, matrix_enabled: bool) -> Vitals {
+    let stats = &known.stats;
+    let having = |has: fn(&WorkerSeen) -> bool| known.workers.iter().filter(|worker| has(worker)).count();
+    let workers = Workers {
+        there: known.workers.len(),
+        cut_off: having(|worker| worker.circuit == "open"),
+        locked_out: having(|worker| !worker.token_accepted && worker.circuit != "disabled"),
+        disabled: having(|worker| worker.circuit == "disabled"),
+    };
+    Vitals {
+        classes: stats
             .classes
             .iter()
             .map(|class| Class {
                 name: class.class.as_str(),
-                oldest: i64::try_from(class.oldest_age.as_secs()).unwrap_or(i64::MAX),
+                oldest: seconds(class.oldest_age_seconds),
                 waiting: class.depth,
             })
             .collect(),
-        pauses: pauses
+        pauses: stats
+            .pauses
             .iter()
             .map(|pause| Pause {
                 what: if pause.scope == "all" { "Everything".to_owned() } else { format!("The class {}", pause.scope) },
@@ -67,72 +104,112 @@ pub(super) async fn page(
                 reason: pause.reason.clone(),
             })
             .collect(),
-        workers: None,
-        held: gauges.held_lanes,
-        held_in_words: format!("{} held lanes", counted(gauges.held_lanes, COUNTED_LANES)),
-        dead: gauges.dead_letters,
-        dead_in_words: format!("{} dead letters", counted(gauges.dead_letters, COUNTED_LETTERS)),
-    };
-    let verdict = health::judge(&vitals);
-    let mut sections = vec![classes(&gauges).markup()];
-    if gauges.dead_letters > 0 {
-        sections.push(lists::newest_dead(&mut tx).await?);
+        workers: matrix_enabled.then_some(workers),
+        held: stats.held_lanes,
+        dead: stats.dead_letters,
     }
-    if !held.is_empty() {
-        sections.push(lists::held_table("Held lanes: each waits for somebody", &held).markup());
-    }
-    if !pauses.is_empty() {
-        sections.push(pauses::pauses_table(&pauses).markup());
-    }
-    let shell = Shell::new(&session, "overview", "Overview");
-    Ok(shell::page(&Overview { shell, verdict, figures: figures(&gauges), sections }))
 }
 
-fn figures(gauges: &Gauges) -> Vec<Figure> {
-    let tone = |n: i64| if n > 0 { "warn" } else { "good" };
-    let figure = |id, name: &str, value, link: &str, tone| Figure {
-        id,
-        name: name.to_owned(),
-        value,
-        link: link.to_owned(),
-        tone,
-    };
+fn figures(known: &Figures) -> Vec<Figure> {
+    let stats = &known.stats;
+    let worry = |count: u64| if count > 0 { "warn" } else { "good" };
+    let paused = stats.paused_lanes;
     vec![
-        figure(
-            "dead-letters",
-            "Dead letters",
-            counted(gauges.dead_letters, COUNTED_LETTERS),
-            "/console/dead",
-            tone(gauges.dead_letters),
-        ),
-        figure(
-            "held-lanes",
-            "Held lanes",
-            counted(gauges.held_lanes, COUNTED_LANES),
-            "/console/operations?state=held",
-            tone(gauges.held_lanes),
-        ),
-        figure(
-            "paused-lanes",
-            "Paused lanes",
-            counted(gauges.paused_lanes, COUNTED_LANES),
-            "/console/operations?state=paused",
-            tone(gauges.paused_lanes),
-        ),
+        Figure {
+            id: "dead-letters",
+            name: "Dead letters",
+            value: stats.dead_letters.to_string(),
+            link: "/console/dead",
+            tone: worry(stats.dead_letters.count),
+        },
+        Figure {
+            id: "held-lanes",
+            name: "Held lanes",
+            value: stats.held_lanes.to_string(),
+            link: "/console/operations?state=held",
+            tone: worry(stats.held_lanes.count),
+        },
+        Figure {
+            id: "paused-lanes",
+            name: "Paused lanes",
+            value: paused.to_string(),
+            link: "/console/operations?state=paused",
+            tone: worry(paused.count),
+        },
+        Figure {
+            id: "delivered",
+            name: "Delivered a minute",
+            value: format!("{:.0}", known.delivered_per_minute),
+            link: "/console/operations?state=delivered",
+            tone: "good",
+        },
+        Figure {
+            id: "workers",
+            name: "Workers",
+            value: known.workers.len().to_string(),
+            link: "",
+            tone: if known.workers.is_empty() { "bad" } else { "good" },
+        },
+        Figure {
+            id: "tasks",
+            name: "Tasks that run",
+            value: stats.tasks_running.to_string(),
+            link: "/console/tasks",
+            tone: "good",
+        },
     ]
 }
 
-fn classes(gauges: &Gauges) -> Table {
-    let mut table = Table::new("classes", "What waits, by class", &["Class", "Waiting", "Oldest", "Paused"]);
-    for class in &gauges.classes {
-        let oldest = i64::try_from(class.oldest_age.as_secs()).unwrap_or(i64::MAX);
+fn classes(stats: &Stats) -> Table {
+    let all_paused = stats.pauses.iter().any(|pause| pause.scope == "all");
+    let mut table = Table::new("classes", "What waits, by class", &["Class", "Waiting", "Oldest", "State"]);
+    for class in &stats.classes {
+        let oldest = seconds(class.oldest_age_seconds);
+        let state = match () {
+            () if class.paused || all_paused => html::chip(Tone::Warn, "paused"),
+            () if health::is_late(class.class.as_str(), oldest) => html::chip(Tone::Warn, "behind"),
+            () => html::chip(Tone::Good, "in time"),
+        };
         table.row(
             class.class.as_str(),
             vec![
                 html::text(class.class.as_str()),
                 html::text(html::grouped(class.depth)),
-                html::text(html::lasting(oldest)),
-                html::text(if class.paused || gauges.all_paused { "yes" } else { "no" }),
+                if class.depth == 0 { html::dash() } else { html::text(html::lasting(oldest)) },
+                state,
+            ],
+        );
+    }
+    table
+}
+
+fn workers(workers: &[WorkerSeen]) -> Table {
+    let heads = &["Worker", "Host", "Circuit", "Token", "Lanes", "Delivered a minute", "Since", "Seen", "Reads Matrix"];
+    let mut table = Table::new("workers", "Workers", heads).or("No worker has been seen lately.");
+    for worker in workers {
+        let circuit = match worker.circuit.as_str() {
+            "closed" => html::chip(Tone::Good, "closed"),
+            "ramping_up" => html::chip(Tone::Warn, "ramping up"),
+            "open" => html::chip(Tone::Bad, "open"),
+            other => html::chip(Tone::Quiet, other),
+        };
+        let token = if worker.token_accepted {
+            html::chip(Tone::Good, "accepted")
+        } else {
+            html::chip(Tone::Bad, "not accepted")
+        };
+        table.row(
+            worker.worker_id,
+            vec![
+                html::id(worker.worker_id),
+                html::text(format!("{} ({})", worker.host, worker.version)),
+                circuit,
+                token,
+                html::text(format!("{} of {}", worker.busy, worker.slots)),
+                html::text(format!("{:.0}", worker.delivered_per_minute)),
+                html::at(worker.started_at),
+                html::at(worker.seen_at),
+                html::text(if worker.sync_leader { "yes" } else { "no" }),
             ],
         );
     }

@@ -4,7 +4,10 @@ use axum::{
     extract::State as Extract,
     response::{IntoResponse as _, Redirect, Response},
 };
-use shared::{operator::Scope, outbox::{self, LaneClass, PauseOfClass}};
+use shared::{
+    operator::Scope,
+    outbox::{self, LaneClass, PauseOfClass},
+};
 
 use super::{
     confirm::{Confirm, Field},
@@ -27,11 +30,7 @@ use crate::{
     problem::ApiError,
 };
 
-pub(super) async fn page(
-    Extract(state): AppState,
-    session: Session,
-    mut params: Params,
-) -> Result<Response, ApiError> {
+pub(super) async fn page(Extract(state): AppState, session: Session, mut params: Params) -> Result<Response, ApiError> {
     let note = words::note(&mut params);
     params.finish()?;
     let mut tx = state.pool.begin().await?;
@@ -54,11 +53,15 @@ pub(super) async fn page(
     let held_shown = &held[..held.len().min(few)];
     let paused_shown = &paused[..paused.len().min(few)];
     Ok(page
-        .section(pauses_table(&pauses).markup())
+        .section(pauses_table(&session, &pauses).markup())
         .section(reasons(held_shown, session.operator.may_operate))
-        .section(lists::held_table("Held lanes: each waits for somebody", held_shown).more(more(held.len(), "held")).markup())
         .section(
-            lists::paused_table("Lanes that are paused until a time", paused_shown)
+            lists::held_table("Held lanes: each waits for somebody", &session, held_shown)
+                .more(more(held.len(), "held"))
+                .markup(),
+        )
+        .section(
+            lists::paused_table("Lanes that are paused until a time", &session, paused_shown)
                 .more(more(paused.len(), "paused"))
                 .markup(),
         )
@@ -81,7 +84,7 @@ fn reasons(held: &[outbox::HeldLane], may_operate: bool) -> Markup {
     table.markup()
 }
 
-pub(super) fn pauses_table(pauses: &[PauseOfClass]) -> Table {
+pub(super) fn pauses_table(session: &Session, pauses: &[PauseOfClass]) -> Table {
     let heads = &["Paused", "Until", "Since", "By", "Why", ""];
     let mut table = Table::new("pauses", "Pauses of everything and of classes", heads).or("Nothing is paused.");
     for pause in pauses {
@@ -98,7 +101,7 @@ pub(super) fn pauses_table(pauses: &[PauseOfClass]) -> Table {
                 html::at(pause.paused_at),
                 html::id(&pause.paused_by),
                 html::text(&pause.reason),
-                html::word_link(&resume, "Resume…"),
+                if session.operator.may_operate { html::word_link(&resume, "Resume…") } else { html::nothing() },
             ],
         );
     }
@@ -162,7 +165,9 @@ pub(super) async fn ask_pause(session: Session, mut params: Params) -> Result<Re
     params.finish()?;
     let what = in_words(scope);
     let page = Confirm::new(&session, "pauses", format!("Pause {what}"))
-        .says(format!("Nothing of {what} is sent to Matrix any more. What is on the wire is finished; no attempt is used up."))
+        .says(format!(
+            "Nothing of {what} is sent to Matrix any more. What is on the wire is finished; no attempt is used up."
+        ))
         .says("Clients notice nothing: what they write is accepted and queues up, in order.")
         .says("A pause with an end ends by itself. One without goes on until somebody resumes it.")
         .sends("/console/pause", "Pause")

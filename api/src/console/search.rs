@@ -21,7 +21,8 @@ pub(super) async fn search(Extract(state): AppState, mut params: Params) -> Resu
         return Ok(Redirect::to(&query("/console/operations", [("errcode", asked.as_str())])).into_response());
     }
     let Ok(id) = asked.parse::<Uuid>() else {
-        let must = "must be the id of an operation, a message, a call or a conversation, or an error code such as M_FORBIDDEN";
+        let must =
+            "must be the id of an operation, a message, a call or a conversation, or an error code such as M_FORBIDDEN";
         return Err(ApiError::invalid("q", must));
     };
     let mut conn = state.pool.acquire().await?;

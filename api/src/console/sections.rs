@@ -3,7 +3,11 @@
 use askama::Template;
 use axum::response::Response;
 
-use super::{html::Markup, session::Session, shell::{self, Shell}};
+use super::{
+    html::Markup,
+    session::Session,
+    shell::{self, Shell},
+};
 
 /// Such a page.
 #[derive(Template)]

@@ -166,7 +166,8 @@ fn ours(next: &str) -> &str {
 
 /// Why nobody is signed in: nothing in it tells what is wrong with the token.
 const NOT_ACCEPTED: &str = "This token is not accepted. It may have expired, or be of another installation.";
-const NOT_ALLOWED: &str = "This token may not look at the outbox: its scope has neither outbox:read nor outbox:operate.";
+const NOT_ALLOWED: &str =
+    "This token may not look at the outbox: its scope has neither outbox:read nor outbox:operate.";
 const TOO_OFTEN: &str = "Too many attempts. Wait a moment, then try again.";
 
 pub(super) async fn sign_in(Extract(state): AppState, request: Request) -> Result<Response, ApiError> {
@@ -230,7 +231,8 @@ mod tests {
         for there in ["/console", "/console/audit?by=x", "/console?done=x"] {
             assert_eq!(ours(there), there);
         }
-        for elsewhere in ["", "//evil", "/consoles", "https://evil/console/", "/console/\\evil", "/console/\r\nx", "/"] {
+        for elsewhere in ["", "//evil", "/consoles", "https://evil/console/", "/console/\\evil", "/console/\r\nx", "/"]
+        {
             assert_eq!(ours(elsewhere), "/console", "{elsewhere}");
         }
     }

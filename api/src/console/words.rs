@@ -14,7 +14,9 @@ pub(super) fn note(params: &mut Params) -> Option<String> {
         "expired" => format!("{operations} expired: not sent any more."),
         "completed" => "Completed by hand: it counts as delivered.".to_owned(),
         "paused" => "Paused. What is on the wire is finished; nothing more is claimed.".to_owned(),
-        "resumed" => format!("Resumed: {} ended.", count(n, "pause or hold").replace("pause or holds", "pauses or holds")),
+        "resumed" => {
+            format!("Resumed: {} ended.", count(n, "pause or hold").replace("pause or holds", "pauses or holds"))
+        }
         "nothing_resumed" => "There was nothing to resume.".to_owned(),
         "more_held" => format!("{} resumed; there are more: resume again.", count(n, "lane")),
         "cancelled" => "The task is cancelled. What it did stays done.".to_owned(),

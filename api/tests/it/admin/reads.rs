@@ -54,6 +54,10 @@ async fn a_filter_that_cannot_be_is_refused_by_its_name() {
         ("colour=red", &["colour"]),
         ("kind=edit&kind=message", &["kind"]),
         ("errcode=%00", &["errcode"]),
+        ("text=ab", &["text"]),
+        ("since=2026-01-02T00:00:00Z&until=2026-01-01T00:00:00Z", &["until"]),
+        ("since=yesterday&user_id=ada", &["since", "user_id"]),
+        ("state=live&text=abc", &["text"]),
     ] {
         let answer = scene.reader.call("GET", &format!("/admin/outbox?{query}"), None).await;
         assert_eq!((answer.status, answer.code()), (422, "invalid"), "{query}");
@@ -108,4 +112,68 @@ async fn no_route_shows_a_text() {
             assert!(!answer.body.to_string().contains(CANARY), "{} {path}: {}", route.method, answer.body);
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dead_are_counted_and_grouped_by_what_they_died_of() {
+    let scene = Scene::new().await;
+    for n in 0..3 {
+        scene.dead(if n < 2 { "M_A" } else { "M_B" }).await;
+    }
+    let counted = scene.reader.get("/admin/outbox?errcode=M_A&count=true").await;
+    assert_eq!(counted["count"], json!({"count": 2, "more": false}));
+    let by_user = format!("/admin/outbox?user_id={}&count=true", scene.grace.user_id);
+    assert_eq!(scene.reader.get(&by_user).await["count"]["count"], 0);
+    let groups = scene.reader.get("/admin/outbox/groups").await;
+    let groups: Vec<_> = groups["items"].as_array().unwrap().iter().map(|group| &group["errcode"]).collect();
+    assert_eq!(groups, [&json!("M_A"), &json!("M_B")]);
+    let stats = scene.reader.get("/admin/stats").await;
+    assert_eq!((&stats["dead_letters"]["count"], &stats["workers"]), (&json!(3), &json!([])));
+    assert_eq!(stats["groups"].as_array().unwrap().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timeline_tells_what_happened_by_time_and_who_did_it() {
+    let scene = Scene::new().await;
+    let (message, operation) = scene.dead("M_TOO_LARGE").await;
+    let requeue = format!("/admin/outbox/{operation}/requeue");
+    scene.operator.call("POST", &requeue, Some(&json!({"reason": "the limit was raised"}))).await.expect(200);
+    let told = scene.reader.get(&format!("/admin/outbox/{message}/timeline")).await;
+    let kinds: Vec<_> = told["items"].as_array().unwrap().iter().map(|moment| moment["kind"].clone()).collect();
+    assert!(kinds.contains(&json!("enqueued")) && kinds.contains(&json!("act")), "{told}");
+    let here = format!("/admin/conversations/{}/timeline", scene.conversation);
+    let newest = scene.reader.get(&here).await;
+    let act = newest["items"].as_array().unwrap().iter().find(|moment| moment["kind"] == "act").unwrap();
+    assert_eq!((&act["by"], &act["reason"]), (&json!(scene.operator.user_id), &json!("the limit was raised")));
+    let (mut read, mut cursor) = (0, String::new());
+    loop {
+        let page = scene.reader.get(&format!("{here}?limit=1&cursor={cursor}")).await;
+        read += page["items"].as_array().unwrap().len();
+        let Some(next) = page["next_cursor"].as_str() else { break };
+        next.clone_into(&mut cursor);
+        assert!(read < 50, "no end");
+    }
+    assert_eq!(read, newest["items"].as_array().unwrap().len());
+    let nowhere = format!("/admin/conversations/{}/timeline", uuid::Uuid::now_v7());
+    assert_eq!(scene.reader.call("GET", &nowhere, None).await.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_trail_is_searched_by_who_what_and_when() {
+    let scene = Scene::new().await;
+    let pause = json!({"scope": "all", "reason": "why"});
+    scene.operator.call("POST", "/admin/pauses", Some(&pause)).await.expect(200);
+    scene.operator.call("POST", "/admin/resume", Some(&json!({"scope": "all"}))).await.expect(200);
+    let verbs = async |query: &str| {
+        let page = scene.reader.get(&format!("/admin/audit?{query}")).await;
+        let items = page["items"].as_array().unwrap().iter();
+        items.map(|act| act["verb"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(verbs("").await, ["resume", "pause"]);
+    assert_eq!(verbs("verb=pause").await, ["pause"]);
+    assert_eq!(verbs(&format!("by={}", scene.operator.user_id)).await.len(), 2);
+    assert_eq!(verbs("by=nobody").await.len(), 0);
+    assert_eq!(verbs("until=2001-01-01").await.len(), 0);
+    let wrong = scene.reader.call("GET", "/admin/audit?verb=dance", None).await;
+    assert_eq!((wrong.status, &wrong.body["errors"][0]["field"]), (422, &json!("verb")));
 }

@@ -78,6 +78,22 @@ impl Scene {
         (message, outbox_id)
     }
 
+    /// A dead letter was handed to a sender before it died, so that it may have become an event.
+    pub(crate) async fn was_handed(&self, outbox_id: &str) {
+        let handed =
+            "update dead_letters set sender = '@nova-service:nova.test', device = 'NOVAOUTBOX' where outbox_id = $1";
+        let id: Uuid = outbox_id.parse().unwrap();
+        sqlx::query(handed).bind(id).execute(&self.database.pool).await.unwrap();
+        sqlx::query(
+            "insert into matrix_room_mappings (conversation_id, matrix_room_id, created_at, ready_at)
+             values ($1, '!room', outbox_now(), outbox_now())",
+        )
+        .bind(self.conversation.parse::<Uuid>().unwrap())
+        .execute(&self.database.pool)
+        .await
+        .unwrap();
+    }
+
     /// Holds the conversation's chat, as a worker does whose room does not take our messages.
     pub(crate) async fn held(&self, reason: &str) {
         let held = "update lanes set hold = $2, due_at = null where conversation_id = $1";

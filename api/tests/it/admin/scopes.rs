@@ -1,7 +1,7 @@
 //! Every route asks for its scope.
 
 use api::admin::{ROUTES, Scope};
-use serde_json::{Value, json};
+use serde_json::json;
 use shared::testing::nova::NovaUser;
 
 use super::scene::Scene;
@@ -37,11 +37,20 @@ async fn every_route_takes_a_token_of_its_scope_and_no_other() {
                 assert!(detail.contains("outbox:operate"), "{words}: {detail}");
             }
         }
-        let (status, code, _) = ask(&scene.operator).await;
-        assert!(status != 401 && status != 403 && status < 500, "{words}: {status} {code}");
-        assert_eq!(route.scope == Scope::Operate, route.method == "POST", "what acts is a POST, and the other way round");
+        assert_eq!(
+            route.scope == Scope::Operate,
+            route.method == "POST",
+            "what acts is a POST, and the other way round"
+        );
     }
-    assert_eq!(scene.reader.get("/admin/audit").await["items"], Value::from(Vec::<Value>::new()), "nothing was done");
+    assert!(scene.trail().await.is_empty(), "who may not act did nothing");
+    for route in ROUTES {
+        let path = route.path.replace("{id}", &uuid::Uuid::now_v7().to_string());
+        let body = (route.method == "POST").then(|| json!({}));
+        let answer = scene.operator.call(route.method, &path, body.as_ref()).await;
+        let status = answer.status;
+        assert!(status != 401 && status != 403 && status < 500, "{} {path}: {}", route.method, answer.body);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -150,9 +150,10 @@ async fn everything_and_one_conversation_are_paused_and_resumed_from_their_pages
     let (scene, browser) = scene().await;
     scene.write().await;
     let here = format!("scope=conversation&conversation_id={}", scene.conversation);
-    for (scope, page) in
-        [("scope=all", "/console/pauses".to_owned()), (&*here, format!("/console/conversations/{}", scene.conversation))]
-    {
+    for (scope, page) in [
+        ("scope=all", "/console/pauses".to_owned()),
+        (&*here, format!("/console/conversations/{}", scene.conversation)),
+    ] {
         let ask = browser.get(&format!("/console/pause?{scope}")).await.expect(200);
         let paused = browser.fill_in(&ask, &[("for", "2h"), ("reason", "moving")]).await.expect(303);
         assert_eq!(paused.location(), format!("{page}?done=paused"));
@@ -210,4 +211,91 @@ async fn who_may_only_look_is_offered_nothing_else() {
         }
         page.says("may look only");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_requeue_by_filter_is_counted_begun_followed_and_cancelled_from_its_pages() {
+    let (scene, browser) = scene().await;
+    for n in 0..3 {
+        scene.dead(if n < 2 { "M_A" } else { "M_B" }).await;
+    }
+    let list = browser.get("/console/operations?errcode=M_A").await.expect(200);
+    list.says("2 dead letters");
+    list.says("href=\"/console/requeue?errcode=M_A\"");
+    let ask = browser.get("/console/requeue?errcode=M_A").await.expect(200);
+    ask.says("2 operations in 1 conversation");
+    browser.fill_in(&ask, &[("rate", "0")]).await.expect(422);
+    let begun = browser.fill_in(&ask, &[("rate", "1"), ("reason", "mended")]).await.expect(303);
+    let page = browser.get(begun.location()).await.expect(200);
+    page.says("0 of 2 done");
+    page.says("data-refreshes");
+    let (task, _) = begun.location().split_once('?').unwrap();
+    let ask = browser.get(&format!("{task}/cancel")).await.expect(200);
+    let ended = browser.fill_in(&ask, &[]).await.expect(303);
+    assert_eq!(ended.location(), format!("{task}?done=cancelled"));
+    browser.get(ended.location()).await.expect(200).says("cancelled");
+    browser.get("/console/tasks").await.expect(200).says(task);
+    let verbs: Vec<_> = scene.trail().await.iter().map(|act| act["verb"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(verbs, ["cancel", "requeue"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dead_are_shown_by_what_they_died_of_with_what_to_do() {
+    let (scene, browser) = scene().await;
+    for _ in 0..2 {
+        scene.dead("M_TOO_LARGE").await;
+    }
+    let page = browser.get("/console/dead").await.expect(200);
+    page.says("id=\"groups\"");
+    page.says("href=\"/console/requeue?kind=message&amp;cause=own_fault&amp;errcode=M_TOO_LARGE\"");
+    browser.get("/console").await.expect(200).says("id=\"groups\"");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_be_repaired_is_repaired_with_one_click() {
+    let (scene, browser) = scene().await;
+    scene.write().await;
+    scene.held(shared::outbox::HOLD_NOT_IN_ROOM).await;
+    let page = browser.get("/console/pauses").await.expect(200);
+    page.says("Repair: rejoin the room");
+    let path = format!("/console/conversations/{}/repair", scene.conversation);
+    page.says(&format!("action=\"{path}\""));
+    let fields = [("csrf", page.hidden("csrf")), ("repair", page.hidden("repair")), ("reason", page.hidden("reason"))];
+    let fields: Vec<_> = fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let begun = browser.post(&path, &fields).await.expect(303);
+    browser.get(begun.location()).await.expect(200).says("rejoin");
+    assert_eq!(scene.trail().await[0]["verb"], "repair");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operation_is_expired_or_completed_by_hand_after_its_page_said_what_that_means() {
+    let (scene, browser) = scene().await;
+    let (_, live) = scene.write().await;
+    let ask = browser.get(&format!("/console/operations/{live}/expire")).await.expect(200);
+    ask.says("as if its time were over");
+    browser.fill_in(&ask, &[("reason", "")]).await.expect(422);
+    browser.fill_in(&ask, &[("reason", "too late")]).await.expect(303);
+    let (message, dead) = scene.dead("M_TOO_LARGE").await;
+    scene.was_handed(&dead.to_string()).await;
+    let ask = browser.get(&format!("/console/operations/{dead}/complete")).await.expect(200);
+    ask.says("Look into the room first");
+    browser.fill_in(&ask, &[("event_id", "nonsense"), ("reason", "seen")]).await.expect(422).says("event_id");
+    browser.fill_in(&ask, &[("event_id", "$there"), ("reason", "seen")]).await.expect(303);
+    assert_eq!(scene.ada.get(&format!("/messages/{message}")).await["matrix"]["delivery"], "delivered");
+    browser.get(&format!("/console/operations/{dead}")).await.expect(200).says("delivered");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_shows_all_that_happened_in_it() {
+    let (scene, browser) = scene().await;
+    let (_, operation) = scene.dead("M_TOO_LARGE").await;
+    let requeue = format!("/admin/outbox/{operation}/requeue");
+    let why = serde_json::json!({"reason": "the limit was raised"});
+    scene.operator.call("POST", &requeue, Some(&why)).await.expect(200);
+    let page = browser.get(&format!("/console/conversations/{}", scene.conversation)).await.expect(200);
+    for part in ["id=\"timeline\"", "the limit was raised", "written", "Verify…", "id=\"live\""] {
+        page.says(part);
+    }
+    let ask = browser.get(&format!("/console/verify?conversation_id={}", scene.conversation)).await.expect(200);
+    browser.fill_in(&ask, &[("reason", "why")]).await.expect(303);
 }

@@ -132,7 +132,8 @@ async fn a_form_is_taken_from_its_own_session_and_our_own_pages_only() {
     for wrong in ["", "00", &foreign, &own[..own.len() - 2]] {
         browser.post("/console/pause", &pause(wrong)).await.expect(403).says("not of your session");
     }
-    for headers in [[("sec-fetch-site", "cross-site")], [("sec-fetch-site", "same-site")], [("origin", "https://evil")]] {
+    for headers in [[("sec-fetch-site", "cross-site")], [("sec-fetch-site", "same-site")], [("origin", "https://evil")]]
+    {
         browser.post_from("/console/pause", &headers, &pause(&own)).await.expect(403);
         browser.post_from("/console/sign-in", &headers, &[("token", scene.operator.token())]).await.expect(403);
     }
