@@ -39,8 +39,9 @@ pub(super) async fn ask(Extract(state): AppState, session: Session, mut params: 
     params.finish()?;
     let mut tx = state.pool.begin().await?;
     let preview = shared_tasks::preview_requeue(&mut tx, &filter, None).await?;
-    let pairs = FILTERS.iter().filter_map(|name| Some((*name, given.get(*name)?.as_str())));
-    let back = query("/console/operations", pairs.clone());
+    let pairs: Vec<(&'static str, &str)> =
+        FILTERS.into_iter().filter_map(|name| Some((name, given.get(name)?.as_str()))).collect();
+    let back = query("/console/operations", pairs.iter().copied());
     let what = if filter.is_empty() { "All dead letters" } else { "The dead letters that the filter chooses" };
     let mut page = Confirm::new(&session, "dead", "Requeue by filter")
         .says(format!(
