@@ -106,6 +106,7 @@ pub async fn leave(conn: &mut PgConnection, worker_id: WorkerId) -> Result<(), s
 
 /// Forgets workers that were silent for a day.
 pub async fn forget(conn: &mut PgConnection) -> Result<u64, sqlx::Error> {
-    let gone = sqlx::query!("delete from workers where seen_at < outbox_now() - interval '1 day'").execute(conn).await?;
+    let gone =
+        sqlx::query!("delete from workers where seen_at < outbox_now() - interval '1 day'").execute(conn).await?;
     Ok(gone.rows_affected())
 }

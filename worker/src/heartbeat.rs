@@ -151,9 +151,8 @@ mod tests {
     #[test]
     fn what_is_delivered_counts_for_a_minute() {
         let (mut lately, start) = (Lately::default(), Instant::now());
-        let mut at = |seconds: u64, delivered: u64| {
-            lately.since_a_minute(delivered, start + Duration::from_secs(seconds))
-        };
+        let mut at =
+            |seconds: u64, delivered: u64| lately.since_a_minute(delivered, start + Duration::from_secs(seconds));
         assert_eq!(at(0, 0), 0);
         assert_eq!(at(5, 100), 100);
         assert_eq!(at(55, 150), 150);

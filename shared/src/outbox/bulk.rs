@@ -45,14 +45,16 @@ pub(crate) struct Judged {
 ///
 /// `follows`: its message is dead, so it comes back with it or not at all. What was restored from another cluster died in
 /// a transaction that this one has not come to yet, and is old.
+///
+/// The letters come from `$from`, which may name conversations (`$10`).
 macro_rules! of_the_chosen {
-    ([$($tail:literal),+], $filter:expr, $as_of:expr, $conversations:expr $(, $more:expr)*) => {
+    ($from:literal, [$($tail:literal),+], $filter:expr, $as_of:expr, $conversations:expr $(, $more:expr)*) => {
         sqlx::query!(
             r#"
             with chosen as (
                 select d.conversation_id, d.lane_id, d.seq, d.outbox_id, d.kind, d.subject_id, d.cause, d.errcode,
                     coalesce(m.dead, false) as follows, coalesce(m.newer, false) as superseded
-                from dead_letters d
+                from "# + $from + r#"
                 left join lateral (
                     select d.kind = 'edit' and d.maybe_sent_at is not null and d.revision < m.revision as newer,
                         exists (
@@ -84,7 +86,7 @@ macro_rules! of_the_chosen {
             $filter.cause,
             $filter.errcode,
             $filter.user_id.map(UserId::as_uuid),
-            $filter.text.as_deref().map(part_of),
+            $filter.pattern(),
             $filter.since,
             $filter.until,
             $as_of.snapshot(),
@@ -98,6 +100,7 @@ macro_rules! of_the_chosen {
 macro_rules! of_what_comes_back {
     ($tail:literal, $filter:expr, $as_of:expr $(, $more:expr)*) => {
         of_the_chosen!(
+            "dead_letters d",
             [
                 r#"
                 , heads as (
@@ -143,12 +146,6 @@ macro_rules! of_what_comes_back {
             $(, $more)*
         )
     };
-}
-
-/// As a pattern of ILIKE: what has this in it.
-fn part_of(text: &str) -> String {
-    let escaped = text.replace('\\', r"\\").replace('%', r"\%").replace('_', r"\_");
-    format!("%{escaped}%")
 }
 
 fn refusals(parent_dead: i64, superseded: i64) -> Vec<RefusedCount> {
@@ -278,6 +275,12 @@ pub(crate) async fn requeue_of(
     // Of a message that is dead nothing dies but under its conversation's lock, so this may be read before the lanes are
     // locked: which lanes is not known earlier.
     let heads = of_the_chosen!(
+        // Through the conversations, which are few, and no other index: one that leads to the letters of all others would
+        // be read in whole for each step.
+        "unnest($10::uuid[]) as c (conversation_id)
+        cross join lateral (
+            select * from dead_letters of_one where of_one.conversation_id = c.conversation_id offset 0
+        ) d",
         [r#"
         select conversation_id as "conversation_id: ConversationId", lane_id as "lane_id: LaneId",
             outbox_id as "outbox_id: OutboxId", kind, subject_id
@@ -294,10 +297,8 @@ pub(crate) async fn requeue_of(
     .fetch_all(&mut *conn)
     .await?;
     let full = i64::try_from(heads.len()).is_ok_and(|found| found >= limit);
-    let mut came = CameBack {
-        more_from: heads.last().filter(|_| full).map(|head| head.conversation_id),
-        ..CameBack::default()
-    };
+    let mut came =
+        CameBack { more_from: heads.last().filter(|_| full).map(|head| head.conversation_id), ..CameBack::default() };
     let mut heads: Vec<Head> = heads
         .into_iter()
         .map(|head| Head {
@@ -378,14 +379,4 @@ async fn lock_lanes(
         lanes.iter().filter(|lane| !ours.contains(lane)).map(|(conversation_id, _)| *conversation_id).collect();
     missing.dedup();
     Ok(missing)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_text_is_searched_for_as_it_is() {
-        assert_eq!(part_of(r"100% of a_b\c"), r"%100\% of a\_b\\c%");
-    }
 }

@@ -41,6 +41,11 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// When a task is due again whose conversations are all locked.
 const CONTENDED: Duration = Duration::from_millis(250);
 
+/// How long it may take to judge what a filter chooses, and the memory for each part of that.
+const LONGEST: Duration = Duration::from_mins(2);
+/// See [`LONGEST`].
+const MEMORY: &str = "64MB";
+
 /// How many tasks a step looks at.
 const TASKS: i64 = 16;
 
@@ -69,7 +74,7 @@ pub async fn preview_requeue(
     filter: &DeadFilter,
     as_of: Option<&AsOf>,
 ) -> Result<Preview, sqlx::Error> {
-    plan_as_asked(conn).await?;
+    take_time(conn).await?;
     let as_of = match as_of {
         Some(as_of) => as_of.clone(),
         None => AsOf::now(conn).await?,
@@ -96,7 +101,7 @@ pub async fn start_requeue(
     rate: Option<u32>,
     reason: Option<&str>,
 ) -> Result<Task, sqlx::Error> {
-    plan_as_asked(conn).await?;
+    take_time(conn).await?;
     let task_id = TaskId::generate();
     let rate = rate.map(|rate| i32::try_from(rate).unwrap_or(i32::MAX).max(1));
     let arguments = json!({"filter": given(filter)});
@@ -128,6 +133,20 @@ pub async fn start_requeue(
     arguments["expected"] = json!(task.expected);
     record(conn, &task, Verb::Requeue, "filter", filter.conversation_id, arguments, 0).await?;
     Ok(task)
+}
+
+/// For the rest of a transaction that waits for nobody and keeps nobody waiting: to judge a million letters takes longer
+/// than a request's statements may, and is not done in a small corner of memory.
+async fn take_time(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    plan_as_asked(conn).await?;
+    sqlx::query!(
+        "select set_config('statement_timeout', $1, true), set_config('work_mem', $2, true)",
+        LONGEST.as_millis().to_string(),
+        MEMORY,
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(())
 }
 
 /// What of a filter was given.

@@ -53,9 +53,8 @@ async fn a_bulk_requeue_is_done_by_whichever_worker_and_arrives_in_order() {
     assert_eq!(arrived.len(), 9);
     for room in rooms {
         let of_room = arrived.iter().filter(|send| send.room.as_ref() == Some(&room));
-        let seqs: Vec<i64> = of_room
-            .filter_map(|send| Some(places.iter().find(|(id, _)| Some(id) == send.txn.as_ref())?.1))
-            .collect();
+        let seqs: Vec<i64> =
+            of_room.filter_map(|send| Some(places.iter().find(|(id, _)| Some(id) == send.txn.as_ref())?.1)).collect();
         assert!(seqs.len() == 3 && seqs.is_sorted(), "{seqs:?}");
     }
 }

@@ -18,6 +18,6 @@ mod sound;
 mod storm;
 mod table;
 mod takeover;
-mod timeline;
 mod tasks;
+mod timeline;
 mod world;

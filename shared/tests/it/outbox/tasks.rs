@@ -26,11 +26,11 @@ fn all() -> DeadFilter {
 
 impl World {
     async fn preview(&self, filter: &DeadFilter) -> Preview {
-        tasks::preview_requeue(&mut self.begin().await, filter, None).await.unwrap()
+        tasks::preview_requeue(&mut *self.begin().await, filter, None).await.unwrap()
     }
 
     async fn preview_as_of(&self, filter: &DeadFilter, as_of: &AsOf) -> Preview {
-        tasks::preview_requeue(&mut self.begin().await, filter, Some(as_of)).await.unwrap()
+        tasks::preview_requeue(&mut *self.begin().await, filter, Some(as_of)).await.unwrap()
     }
 
     async fn start(&self, filter: &DeadFilter, as_of: &AsOf, rate: Option<u32>) -> Task {
@@ -41,7 +41,7 @@ impl World {
     }
 
     async fn task(&self, task_id: TaskId) -> Task {
-        tasks::task(&mut self.begin().await, task_id).await.unwrap().unwrap()
+        tasks::task(&mut *self.begin().await, task_id).await.unwrap().unwrap()
     }
 
     async fn step(&self) -> Step {
@@ -73,8 +73,8 @@ impl World {
         cancelled
     }
 
-    async fn trail(&self, filter: &AuditFilter) -> Vec<audit::Entry> {
-        audit::entries(&mut self.begin().await, filter, None, 1000).await.unwrap()
+    async fn acts(&self, filter: &AuditFilter) -> Vec<audit::Entry> {
+        audit::entries(&mut *self.begin().await, filter, None, 1000).await.unwrap()
     }
 
     async fn dead_ids(&self) -> Vec<OutboxId> {
@@ -198,8 +198,12 @@ async fn a_filter_chooses_by_each_trait_and_all_of_them() {
     .execute(&world.pool)
     .await
     .unwrap();
-    sqlx::query("update dead_letters set user_id = $1").bind(world.author.as_uuid()).execute(&world.pool).await.unwrap();
-    let now = sqlx::query_scalar("select outbox_now()").fetch_one(&world.pool).await.unwrap();
+    sqlx::query("update dead_letters set user_id = $1")
+        .bind(world.author.as_uuid())
+        .execute(&world.pool)
+        .await
+        .unwrap();
+    let now: time::OffsetDateTime = sqlx::query_scalar("select outbox_now()").fetch_one(&world.pool).await.unwrap();
     let half = Some(now - Duration::from_mins(30));
     let text = |text: &str| Some(text.to_owned());
     let ones = [
@@ -208,7 +212,13 @@ async fn a_filter_chooses_by_each_trait_and_all_of_them() {
         DeadFilter { text: text("100% too_large"), ..all() },
         DeadFilter { until: half, ..all() },
         DeadFilter { since: half, ..all() },
-        DeadFilter { user_id: Some(world.author), kind: text("message"), cause: text("own_fault"), until: half, ..all() },
+        DeadFilter {
+            user_id: Some(world.author),
+            kind: text("message"),
+            cause: text("own_fault"),
+            until: half,
+            ..all()
+        },
     ];
     for filter in ones {
         let preview = world.preview(&filter).await;
@@ -524,7 +534,7 @@ async fn the_start_each_step_and_the_end_of_a_task_stand_in_the_trail() {
     world.step().await;
     world.cancel(task.task_id).await;
     let of_task = AuditFilter { task_id: Some(task.task_id), ..AuditFilter::default() };
-    let mut trail = world.trail(&of_task).await;
+    let mut trail = world.acts(&of_task).await;
     trail.reverse();
     let acts: Vec<_> =
         trail.iter().map(|act| (act.acted_by.as_str(), act.verb.as_str(), act.scope.as_str(), act.affected)).collect();
@@ -535,14 +545,14 @@ async fn the_start_each_step_and_the_end_of_a_task_stand_in_the_trail() {
     let asked = json!({"filter": {"cause": "own_fault"}, "as_of": as_of, "rate": 4, "expected": 6});
     assert_eq!(trail[0].arguments, asked);
     assert_eq!(trail[0].reason.as_deref(), Some("it is mended"));
-    let totals = audit::totals_since(&mut world.begin().await, time::OffsetDateTime::UNIX_EPOCH).await.unwrap();
+    let totals = audit::totals_since(&mut *world.begin().await, time::OffsetDateTime::UNIX_EPOCH).await.unwrap();
     assert_eq!(totals.requeued, 4, "what was asked for is not counted, what came back is");
     let of_grace = AuditFilter { by: Some("grace".to_owned()), ..AuditFilter::default() };
-    assert_eq!(world.trail(&of_grace).await.len(), 1);
+    assert_eq!(world.acts(&of_grace).await.len(), 1);
     let requeues = AuditFilter { verb: Some(Verb::Requeue), ..AuditFilter::default() };
-    assert_eq!(world.trail(&requeues).await.len(), 2);
+    assert_eq!(world.acts(&requeues).await.len(), 2);
     let earlier = AuditFilter { until: Some(trail[0].acted_at), ..AuditFilter::default() };
-    assert!(world.trail(&earlier).await.is_empty());
+    assert!(world.acts(&earlier).await.is_empty());
 }
 
 #[tokio::test]
@@ -550,12 +560,12 @@ async fn nobody_rewrites_the_trail() {
     let lane = World::with_lane().await;
     lane.die(&Worker::new()).await;
     lane.world.requeue_all(&all()).await;
-    let before = lane.world.trail(&AuditFilter::default()).await.len();
+    let before = lane.world.acts(&AuditFilter::default()).await.len();
     for sql in ["update audit_log set acted_by = 'nobody'", "delete from audit_log", "truncate audit_log"] {
         let refused = sqlx::query(sql).execute(&lane.world.pool).await.unwrap_err();
         assert!(refused.to_string().contains("append-only"), "{refused}");
     }
-    assert_eq!(lane.world.trail(&AuditFilter::default()).await.len(), before);
+    assert_eq!(lane.world.acts(&AuditFilter::default()).await.len(), before);
     assert!(before > 0);
 }
 
@@ -580,7 +590,7 @@ async fn a_task_under_lease_is_one_process_until_that_is_over_and_then_takes_no_
     let (first, second) = (WorkerId::generate(), WorkerId::generate());
     assert_eq!(leased(world, first).await.unwrap().task_id, task.task_id);
     assert!(leased(world, second).await.is_none());
-    assert!(tasks::renew(&mut world.begin().await, first, task.task_id, LASTS).await.unwrap());
+    assert!(tasks::renew(&mut *world.begin().await, first, task.task_id, LASTS).await.unwrap());
     assert_eq!(tasks::step(&world.pool, None).await.unwrap(), Step::Idle, "it is no requeue");
     world.advance(LASTS * 2).await;
     assert!(leased(world, second).await.is_some());
@@ -592,9 +602,9 @@ async fn a_task_under_lease_is_one_process_until_that_is_over_and_then_takes_no_
         noted
     };
     assert!(!note(first, Some(lane.id)).await);
-    assert_eq!(tasks::parts(&mut world.begin().await, task.task_id, 10).await.unwrap(), [lane.id]);
+    assert_eq!(tasks::parts(&mut *world.begin().await, task.task_id, 10).await.unwrap(), [lane.id]);
     assert!(note(second, Some(lane.id)).await);
-    assert_eq!(tasks::parts(&mut world.begin().await, task.task_id, 10).await.unwrap(), [] as [ConversationId; 0]);
+    assert_eq!(tasks::parts(&mut *world.begin().await, task.task_id, 10).await.unwrap(), [] as [ConversationId; 0]);
     for _ in 0..3 {
         let many = Progress { findings: vec![json!({}); 400], ..Progress::default() };
         let mut tx = world.begin().await;
@@ -626,8 +636,8 @@ async fn a_task_that_was_handed_back_is_due_later_and_one_that_was_cancelled_nev
     world.advance(LASTS).await;
     assert!(leased(world, owner).await.is_some());
     assert!(world.cancel(task.task_id).await);
-    assert!(!tasks::renew(&mut world.begin().await, owner, task.task_id, LASTS).await.unwrap());
-    assert!(!tasks::fail(&mut world.begin().await, owner, task.task_id, "why").await.unwrap());
+    assert!(!tasks::renew(&mut *world.begin().await, owner, task.task_id, LASTS).await.unwrap());
+    assert!(!tasks::fail(&mut *world.begin().await, owner, task.task_id, "why").await.unwrap());
     let mut tx = world.begin().await;
     let listed = tasks::tasks(&mut tx, None, 10).await.unwrap();
     assert_eq!((listed.len(), listed[0].status), (1, TaskStatus::Cancelled));
