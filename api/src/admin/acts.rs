@@ -122,7 +122,11 @@ pub(crate) async fn expire(state: &State, by: &str, id: Uuid, reason: &str) -> R
         return Err(ApiError::NotFound("operation, or message with one"));
     };
     let live = found.iter().filter(|found| found.place == Place::Live || found.outbox_id.as_uuid() == id);
-    let ids: Vec<OutboxId> = live.map(|found| found.outbox_id).collect();
+    let mut ids: Vec<OutboxId> = live.map(|found| found.outbox_id).collect();
+    if ids.is_empty() {
+        // Each is refused for its own reason.
+        ids = found.iter().map(|found| found.outbox_id).collect();
+    }
     let mut tx = state.pool.begin().await?;
     let done = operator::expire(&mut tx, by, conversation_id, &ids, reason).await?;
     tx.commit().await?;

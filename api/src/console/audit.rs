@@ -66,7 +66,7 @@ pub(super) fn table(caption: &str, entries: &[Entry]) -> Table {
                 on(entry),
                 html::text(entry.affected),
                 html::or_dash(entry.reason.as_ref()),
-                html::code(shortened(&entry.arguments.to_string())),
+                html::long_code(shortened(&entry.arguments.to_string())),
             ],
         );
     }

@@ -48,6 +48,8 @@ pub(super) struct Vitals {
     pub(super) workers: Option<Workers>,
     pub(super) held: Counted,
     pub(super) dead: Counted,
+    /// When the last of them died.
+    pub(super) last_death: Option<String>,
 }
 
 /// The answer.
@@ -121,7 +123,8 @@ pub(super) fn judge(vitals: &Vitals) -> Verdict {
         say(Tone::Warn, wait(vitals.held, "held lane", "held lanes", "somebody"));
     }
     if vitals.dead.count > 0 {
-        say(Tone::Warn, wait(vitals.dead, "dead letter", "dead letters", "a decision"));
+        let last = vitals.last_death.as_ref().map(|last| format!(", the last since {last}")).unwrap_or_default();
+        say(Tone::Warn, wait(vitals.dead, "dead letter", "dead letters", &format!("a decision{last}")));
     }
     let mut said = said.into_iter();
     match said.next() {
@@ -140,7 +143,7 @@ mod tests {
 
     fn well() -> Vitals {
         let none = Counted { count: 0, more: false };
-        Vitals { classes: Vec::new(), pauses: Vec::new(), workers: None, held: none, dead: none }
+        Vitals { classes: Vec::new(), pauses: Vec::new(), workers: None, held: none, dead: none, last_death: None }
     }
 
     #[test]

@@ -94,6 +94,28 @@ pub(super) fn word_link(to: &str, words: &str) -> Markup {
     link(to, &text(words))
 }
 
+/// Words in which ids lead to their pages.
+pub(super) fn with_links(words: &str) -> Markup {
+    let mut out = String::new();
+    let of_id = |c: char| c.is_ascii_hexdigit() || c == '-';
+    let mut rest = words;
+    while !rest.is_empty() {
+        let token = &rest[..rest.find(|c| !of_id(c)).unwrap_or(rest.len())];
+        let (token, is_id) = match (token.len(), rest.find(of_id)) {
+            (36, _) if token.parse::<uuid::Uuid>().is_ok() => (token, true),
+            (0, next) => (&rest[..next.unwrap_or(rest.len())], false),
+            _ => (token, false),
+        };
+        if is_id {
+            out.push_str(&link(&format!("/console/search?q={token}"), &id(token)).0);
+        } else {
+            out.push_str(&escaped(token));
+        }
+        rest = &rest[token.len()..];
+    }
+    Markup(out)
+}
+
 /// What to see first.
 pub(super) fn strong(text: impl Display) -> Markup {
     Markup(format!("<strong>{}</strong>", escaped(text)))
@@ -102,6 +124,11 @@ pub(super) fn strong(text: impl Display) -> Markup {
 /// A code such as an error's.
 pub(super) fn code(code: impl Display) -> Markup {
     Markup(format!("<code>{}</code>", escaped(code)))
+}
+
+/// A code that may be wrapped.
+pub(super) fn long_code(code: impl Display) -> Markup {
+    Markup(format!("<code class=\"long\">{}</code>", escaped(code)))
 }
 
 /// A code, or a dash.
@@ -140,7 +167,9 @@ pub(super) fn chip(tone: Tone, words: impl Display) -> Markup {
 pub(super) fn at(at: OffsetDateTime) -> Markup {
     let at = at.to_offset(UtcOffset::UTC);
     let exact = at.format(&Rfc3339).unwrap_or_default();
-    Markup(format!("<time datetime=\"{exact}\" title=\"{exact}\">{}</time>", second(at)))
+    let shown = second(at);
+    let (day, time) = shown.split_once(' ').unwrap_or(("", &shown));
+    Markup(format!("<time datetime=\"{exact}\" title=\"{exact}\"><span class=\"day\">{day} </span>{time}</time>"))
 }
 
 /// A time to the second, as text.
@@ -220,6 +249,16 @@ mod tests {
         let shown = id("0197a3c4-1111-7222-8333-444455556666").0;
         let bare = shown.split('<').filter_map(|part| part.split_once('>')).map(|(_, text)| text).collect::<String>();
         assert_eq!(bare, "0197a3c4-1111-7222-8333-444455556666");
+    }
+
+    #[test]
+    fn ids_within_words_lead_to_their_pages() {
+        let id = "0197a3c4-1111-7222-8333-444455556666";
+        let shown = with_links(&format!("a <b> is behind message {id} (dead-beef), {id}/{id}-1 – bad")).0;
+        assert_eq!(shown.matches("href=\"/console/search?q=0197a3c4-1111").count(), 2, "{shown}");
+        assert!(shown.starts_with("a &lt;b&gt; is behind message <a"), "{shown}");
+        assert!(shown.ends_with("</a>/0197a3c4-1111-7222-8333-444455556666-1 – bad"), "{shown}");
+        assert_eq!(with_links("").0, "");
     }
 
     #[test]

@@ -80,7 +80,14 @@ pub(super) fn state(shown: &Shown) -> Markup {
 
 /// Where it stands, in one sentence.
 fn sentence(shown: &Shown) -> Markup {
-    html::text(&shown.explanation.sentence)
+    match &shown.dead {
+        // What to do stands below.
+        Some(dead) => {
+            let errcode = dead.errcode.as_ref().map(|errcode| format!(" ({errcode})")).unwrap_or_default();
+            html::text(format!("dead since {}: {}{errcode}", html::second(dead.died_at), dead.cause_in_words))
+        }
+        None => html::with_links(&shown.explanation.sentence),
+    }
 }
 
 fn operation(session: &Session, known: &Known, shown: &Shown, moments: &[Moment]) -> Sections {

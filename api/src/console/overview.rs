@@ -107,6 +107,7 @@ fn vitals(known: &Figures, matrix_enabled: bool) -> Vitals {
         workers: matrix_enabled.then_some(workers),
         held: stats.held_lanes,
         dead: stats.dead_letters,
+        last_death: stats.groups.iter().map(|group| group.newest_at).max().map(html::second),
     }
 }
 

@@ -151,7 +151,7 @@ fn facts(task: &Task) -> Markup {
     if let Some(rate) = task.rate {
         facts.add("At most", html::text(format!("{} a second", html::grouped(rate))));
     }
-    facts.add("Asked for", html::code(&task.arguments));
+    facts.add("Asked for", html::long_code(&task.arguments));
     if let Some(ended_at) = task.ended_at {
         facts.add("Ended", html::at(ended_at));
     }

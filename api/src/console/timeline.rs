@@ -52,5 +52,5 @@ fn what(moment: &Moment) -> Markup {
 fn words(moment: &Moment) -> Markup {
     let event = moment.event_id.as_ref().map(|event| format!(" {}", html::id(event))).unwrap_or_default();
     let reason = moment.reason.as_ref().map(|reason| format!(" “{}”", html::escaped(reason))).unwrap_or_default();
-    Markup(format!("{}{reason}{event}", html::escaped(&moment.words)))
+    Markup(format!("{}{reason}{event}", html::with_links(&moment.words)))
 }

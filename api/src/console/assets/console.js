@@ -16,13 +16,13 @@
         for (const time of document.querySelectorAll("time[datetime]")) {
             const words = ago((Date.now() - Date.parse(time.dateTime)) / 1000);
             if (time.dataset.ago !== words) time.dataset.ago = words;
+            time.classList.toggle("today", time.dateTime.slice(0, 10) === new Date().toISOString().slice(0, 10));
         }
     };
-    tellTimes();
-    setInterval(tellTimes, 1000);
-
     // The live parts, by their ids. What somebody is typing in, or has chosen, stays.
     const refresh = Number(body.dataset.refresh);
+    const was = new Map();
+    for (const part of document.querySelectorAll("[data-live][id]")) was.set(part.id, part.innerHTML);
     const isLive = () => document.querySelector("[data-refreshes]") !== null;
     const renew = async () => {
         if (document.hidden || !isLive()) return;
@@ -44,19 +44,19 @@
             const busy = part.contains(document.activeElement) && document.activeElement.matches("input, select, textarea");
             const chosen = document.getSelection();
             const selecting = chosen && !chosen.isCollapsed && part.contains(chosen.anchorNode);
-            if (!next || busy || selecting || next.innerHTML === part.dataset.was) continue;
+            if (!next || busy || selecting || next.innerHTML === was.get(part.id)) continue;
             const key = part.querySelector("tr.chosen")?.dataset.key;
             const focused = part.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
-            const was = next.innerHTML;
+            was.set(part.id, next.innerHTML);
             part.replaceWith(next);
-            next.dataset.was = was;
             if (key) next.querySelector(`tr[data-key="${CSS.escape(key)}"]`)?.classList.add("chosen");
             if (focused) next.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
         }
         if (!fresh.querySelector("[data-refreshes]")) document.querySelector("[data-refreshes]")?.removeAttribute("data-refreshes");
         tellTimes();
     };
-    for (const part of document.querySelectorAll("[data-live][id]")) part.dataset.was = part.innerHTML;
+    tellTimes();
+    setInterval(tellTimes, 1000);
     if (refresh > 0) setInterval(renew, refresh * 1000);
 
     // Keys.

@@ -56,7 +56,7 @@ async fn a_filter_that_cannot_be_is_refused_by_its_name() {
         ("errcode=%00", &["errcode"]),
         ("text=ab", &["text"]),
         ("since=2026-01-02T00:00:00Z&until=2026-01-01T00:00:00Z", &["until"]),
-        ("since=yesterday&user_id=ada", &["since", "user_id"]),
+        ("since=yesterday&user_id=ada", &["user_id", "since"]),
         ("state=live&text=abc", &["text"]),
     ] {
         let answer = scene.reader.call("GET", &format!("/admin/outbox?{query}"), None).await;

@@ -107,7 +107,9 @@ async fn a_dead_letter_is_found_read_previewed_and_brought_back() {
     let (message, operation) = scene.dead("M_TOO_LARGE").await;
     scene.write().await;
     let overview = browser.get("/console").await.expect(200);
-    overview.says("data-health=\"warn\"");
+    overview.says("data-health=\"bad\"");
+    overview.says("No worker has been seen lately");
+    overview.says("1 dead letter waits for a decision");
     let dead = browser.get("/console/operations?errcode=M_TOO_LARGE").await.expect(200);
     dead.says(&format!("href=\"/console/operations/{operation}\""));
     let page = browser.get(&format!("/console/operations/{operation}")).await.expect(200);
