@@ -35,8 +35,8 @@ async fn eventful() -> Lane {
         lane.step(&worker, End::OwnFault).await;
         lane.step(&worker, End::Ambiguous).await;
         lane.step(&worker, End::OwnFault).await;
-        lane.edit(&sent, SECRET).await;
-        lane.edit(&dead, SECRET).await;
+        lane.edit(&sent, &format!("{SECRET}, edited")).await;
+        lane.edit(&dead, &format!("{SECRET}, edited")).await;
         react(&lane, &sent, world.author, "+1").await.unwrap();
         lane.delete(&gone).await;
         lane.discard(doubtful.outbox_id).await;
