@@ -20,6 +20,7 @@ pub mod metric;
 pub mod operator;
 pub mod outbox;
 pub mod postgres;
+pub mod reason;
 pub mod seal;
 pub mod tasks;
 pub mod telemetry;

@@ -56,6 +56,7 @@ mod expire;
 mod gauges;
 mod groups;
 mod list;
+mod neighbours;
 mod outcome;
 mod park;
 mod pause;
@@ -68,6 +69,7 @@ mod sentence;
 mod settle;
 mod show;
 mod signalling;
+mod targets;
 mod stats;
 mod timeline;
 mod view;
@@ -91,6 +93,7 @@ pub use list::{
     HeldLane, LiveFilter, LiveOperation, PauseOfClass, PausedLane, SentFilter, SentOperation, held_lanes,
     live_operations, paused_lanes, pauses, sent_operations,
 };
+pub use neighbours::{Neighbour, is_conversation, neighbours};
 pub use outcome::{Attempt, Blame, OperationResult, Outcome};
 pub use park::{
     LaneAhead, Letter, MOST_LETTERS, Refusal, Refused, Requeue, Requeued, Selection, preview_requeue, requeue,
@@ -106,6 +109,7 @@ pub use search::{COUNTED_LETTERS, Counted, DeadFilter, DeadLetter, SHORTEST_TEXT
 pub use settle::{Settled, Settlement, settle};
 pub use show::{Death, Found, MessageFacts, Place, Shown, Withdrawal, find, message_facts, show};
 pub use signalling::{CallToSend, SignalToSend, open_signal};
+pub use targets::{Targets, Wanted, resolve};
 pub use stats::{ClassStats, Stats, stats};
 pub use timeline::{Moment, MomentKind, Timeline, conversation_timeline, operation_timeline};
 pub use view::{AttemptView, Delivery, Explanation, explain};

@@ -23,7 +23,7 @@ pub struct NoAsOf;
 
 impl AsOf {
     /// As of this statement.
-    pub(super) async fn now(conn: &mut PgConnection) -> Result<Self, sqlx::Error> {
+    pub async fn now(conn: &mut PgConnection) -> Result<Self, sqlx::Error> {
         let row = sqlx::query!(r#"select pg_current_snapshot()::text as "snapshot!", outbox_now() as "now!""#)
             .fetch_one(conn)
             .await?;

@@ -15,7 +15,6 @@ mod resume;
 mod session;
 mod setup;
 mod show;
-mod targets;
 
 #[derive(Debug, Parser)]
 #[command(name = "outboxctl", version, about = "Operates matrix-outbox", after_help = EXIT_CODES)]
