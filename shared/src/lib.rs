@@ -25,4 +25,5 @@ pub mod telemetry;
 pub mod testing;
 pub mod token;
 pub mod turn;
+pub mod verify;
 pub mod wake;
