@@ -35,18 +35,21 @@ mod compose;
 mod coordinator;
 mod deliver;
 pub mod doctor;
+mod errands;
 mod gauges;
 mod homeserver;
 mod lookup;
 mod maintenance;
 mod members;
 mod prepare;
+mod repair;
 mod room;
 mod signalling;
 mod status;
 mod sync;
 mod turn;
 mod verdict;
+mod verify;
 
 use backend::Batches;
 use breaker::Breaker;
@@ -182,6 +185,8 @@ async fn deliver_until(
         let refreshing = turn::run(pool.clone(), keys.clone(), homeserver.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(refreshing));
     }
+    let errands = errands::Errands::new(worker_id, pool.clone(), homeserver.clone(), Arc::clone(&rooms));
+    tokio::spawn(stop.clone().run_until_cancelled_owned(errands.run()));
     let deliverer = Arc::new(Deliverer {
         keys,
         rooms,
