@@ -27,3 +27,4 @@ mod takeover;
 mod thread;
 mod toggling;
 mod turn;
+mod verify;
