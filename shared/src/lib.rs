@@ -28,5 +28,6 @@ pub mod telemetry;
 pub mod testing;
 pub mod token;
 pub mod turn;
+pub mod verify;
 pub mod wake;
 pub mod workers;

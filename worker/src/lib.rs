@@ -35,6 +35,7 @@ mod compose;
 mod coordinator;
 mod deliver;
 pub mod doctor;
+mod errands;
 mod gauges;
 mod heartbeat;
 mod homeserver;
@@ -42,6 +43,7 @@ mod lookup;
 mod maintenance;
 mod members;
 mod prepare;
+mod repair;
 mod room;
 mod signalling;
 mod status;
@@ -49,6 +51,7 @@ mod sync;
 mod tasks;
 mod turn;
 mod verdict;
+mod verify;
 
 use backend::Batches;
 use breaker::Breaker;
@@ -196,6 +199,8 @@ async fn deliver_until(
         let refreshing = turn::run(pool.clone(), keys.clone(), homeserver.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(refreshing));
     }
+    let errands = errands::Errands::new(worker_id, pool.clone(), homeserver.clone(), Arc::clone(&rooms));
+    tokio::spawn(stop.clone().run_until_cancelled_owned(errands.run()));
     let deliverer = Arc::new(Deliverer {
         keys,
         rooms,

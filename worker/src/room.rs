@@ -23,6 +23,10 @@ use crate::{
     members::{self, Change, Changed},
 };
 
+mod mend;
+
+pub(crate) use mend::Aliased;
+
 /// Rooms kept in memory: about 200 bytes each.
 const CACHED_ROOMS: u64 = 100_000;
 

@@ -29,3 +29,4 @@ mod tasks;
 mod thread;
 mod toggling;
 mod turn;
+mod verify;
