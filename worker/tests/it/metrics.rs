@@ -95,8 +95,9 @@ async fn the_number_of_series_does_not_grow_with_conversations() {
     let fake = FakeHomeserver::start().await;
     let scene = Scene::new(&Home::of(&fake).await).await;
     let worker = scene.worker().await;
-    // A refusal and a code that nobody knows, so that those are there before.
+    // A failure, and the first scrape, which cannot count itself, so that those are there before.
     fake.on_send().fail(429).once();
+    page(&scene.api).await;
     traffic(&scene, 10).await;
     let before = [page(&scene.api).await.series, page(&worker).await.series];
     traffic(&scene, 300).await;
@@ -147,7 +148,7 @@ async fn a_snapshot_that_somebody_holds_is_seen_as_the_age_of_the_horizon() {
 async fn what_stands_still_on_matrix_is_seen_as_the_age_of_the_sync() {
     let fake = FakeHomeserver::start().await;
     let scene = Scene::new(&Home::of(&fake).await).await;
-    let worker = scene.worker_with(&[("MATRIX_SYNC_HOLD", "500ms")]).await;
+    let worker = scene.worker_with(&[("MATRIX_SYNC_ENABLED", "true"), ("MATRIX_SYNC_HOLD", "500ms")]).await;
     eventually("it syncs", || async { (metric(&worker, "matrix_sync_leader").await > 0.5).then_some(()) }).await;
     scene.begun().await;
     let age = || metric(&worker, "matrix_sync_age_seconds");

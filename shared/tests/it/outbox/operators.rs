@@ -14,12 +14,10 @@ use uuid::Uuid;
 
 use super::{
     cost::{filled, pages, statement},
-    world::{End, Lane, Posted, Worker, World, echo},
+    world::{DEDUPE_WINDOW as WINDOW, End, Lane, Posted, Worker, World, echo},
 };
 
 const WAIT: Duration = Duration::from_mins(10);
-/// For how long the homeserver is trusted to remember.
-const WINDOW: Duration = Duration::from_hours(20);
 const OPERATOR: &str = "ada";
 const ALL: Selection<'static> = Selection::Matching { cause: None, errcode: None };
 
@@ -779,8 +777,8 @@ async fn the_gauges_say_which_conversations_wait_after_a_failure_and_what_is_in_
     refused.post("refused").await;
     assert_eq!(read().await, (0, 0), "what only waits for a worker is not blocked");
     doubtful.step(&worker, End::Ambiguous).await;
-    refused.step(&worker, End::Refused).await;
-    assert_eq!(read().await, (2, 0));
+    refused.step(&worker, End::RefusedFor(WAIT)).await;
+    assert_eq!(read().await, (1, 0));
     world.advance(WINDOW).await;
     assert_eq!(read().await, (0, 1), "what is due again waits for a worker");
     doubtful.step(&worker, End::Delivered).await;
