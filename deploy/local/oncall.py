@@ -245,6 +245,8 @@ class Watch:
         self.hold_a_snapshot()
         synapse.send(signal.SIGSTOP)
         try:
+            self.await_alerts({"CircuitOpen"}, OUTAGE_SECONDS)
+            # From now on nothing is tried, so nobody can have heard of it.
             self.call_that_cannot_ring()
             self.await_alerts(OUTAGE, OUTAGE_SECONDS)
         finally:
