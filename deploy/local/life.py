@@ -6,14 +6,16 @@ import itertools
 import threading
 import uuid
 
+from processes import wait_until
 from programs import mint_token
+from scene import DELIVERY_SECONDS, Disagreement
 from sockets import WebSocket
 from web import Json, Refused, call, request
 
 # Lanes enough for the five failures in a row that open a circuit.
 CONVERSATIONS = 8
 # So many messages a second.
-RATE = 4.0
+RATE = 2.0
 
 
 class Writer:
@@ -46,13 +48,22 @@ class Writer:
     def delivery(self, message_id: str) -> str:
         return str(self.ask("GET", f"/messages/{message_id}")["matrix"]["delivery"])
 
+    def deliver(self, conversation_id: str) -> None:
+        """Writes into it, and waits until Matrix has it."""
+        message = self.write(conversation_id, self.text)
+        if not wait_until(lambda: self.delivery(message) == "delivered", DELIVERY_SECONDS, pause=0.2):
+            raise Disagreement(f"a message is {self.delivery(message)} after {DELIVERY_SECONDS:.0f} s")
+
     def open(self) -> str:
         return str(self.ask("POST", "/conversations", {"members": [str(uuid.uuid4())], "name": self.text})["id"])
 
     def begin(self) -> None:
         """Writes into a few conversations and listens, until it is told to stop."""
-        self.conversations = [self.open() for _ in range(CONVERSATIONS)]
         self.listen()
+        for _ in range(CONVERSATIONS):
+            self.conversations.append(self.open())
+            # One room after another: a homeserver on a busy machine is not to look down.
+            self.deliver(self.conversations[-1])
         self._start(self._write_on)
 
     def listen(self) -> None:

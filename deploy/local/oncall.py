@@ -35,7 +35,7 @@ API_JOB, WORKER_JOB = "matrix-outbox-api", "matrix-outbox-worker"
 POLICY = Path(__file__).resolve().parent / "policy"
 # Stands in every text and every name; no metric may have it.
 CANARY = "canary-" + uuid.uuid4().hex
-MANY, USED = 10_000, 20
+MANY, USED = 10_000, 5
 MANY_CONVERSATIONS = """
 with made as (
     insert into conversations (conversation_id, name, created_by, created_at, last_seq)
@@ -86,7 +86,15 @@ class WatchedStack(Stack):
         targets = {API_JOB: [f"127.0.0.1:{self.api.port}"], WORKER_JOB: [f"127.0.0.1:{self.worker.port}"]}
         self.prometheus = Prometheus(self.directory / "prometheus", targets=targets, rules=[rules], tied=True)
         self.bring_up(self.prometheus)
+        # Two seconds without a worker are a minute in life: what Prometheus has not looked at yet does not count.
+        if not wait_until(self._looked, SOON, pause=0.2):
+            raise Disagreement("Prometheus does not scrape api and worker")
         return self.prometheus
+
+    def _looked(self) -> bool:
+        if self.prometheus is None or len(self.prometheus.query("up == 1")) < 2:
+            return False
+        return not self.prometheus.query('count_over_time(ALERTS{alertstate="firing"}[2s])')
 
 
 def run() -> int:
@@ -164,8 +172,10 @@ class Watch:
         self.scene = scene
         self.many_conversations()
         time.sleep(max(0.0, HEALTHY_SECONDS - (time.monotonic() - self.began)))
+        unreached = self.prometheus.query("count_over_time((up == 0)[2m:1s])")
         if fired := self.fired():
-            raise Disagreement(f"in a healthy life these fired: {', '.join(sorted(fired))}")
+            failed = ", ".join(f"{series['metric']['job']}: {series['value'][1]}" for series in unreached) or "none"
+            raise Disagreement(f"in a healthy life these fired: {', '.join(sorted(fired))} (failed scrapes: {failed})")
         if faults := self.prometheus.rule_faults():
             raise Disagreement(f"rules could not be evaluated: {'; '.join(faults)}")
         self.told("nothing fires")
@@ -183,13 +193,14 @@ class Watch:
 
     def many_conversations(self) -> None:
         """However many there are, there are as many series. They are made in the database; a few of them are then used."""
+        # Each route is asked once before.
+        self.writer.ask("GET", f"/conversations/{self.writer.conversations[0]}")
+        self.writer.delivery(self.writer.write(self.writer.conversations[0], CANARY))
         before = self.series()
         made = self.stack.postgres.run_sql("-c", MANY_CONVERSATIONS.format(count=MANY, user=self.writer.id), database=DATABASE)
         for conversation_id in made.split()[:: MANY // USED]:
             self.writer.ask("GET", f"/conversations/{conversation_id}")
-            message = self.writer.write(conversation_id, CANARY)
-            if not wait_until(lambda: self.writer.delivery(message) == "delivered", SOON, pause=0.2):
-                raise Disagreement(f"a message of a new conversation is {self.writer.delivery(message)}")
+            self.writer.deliver(conversation_id)
         if grown := self.series() - before:
             raise Disagreement(f"{MANY:,} conversations made these series: {', '.join(sorted(grown)[:10])}")
         self.told(f"{MANY:,} more conversations, {USED} of which are used, leave the series as they were: {len(before)}")
@@ -234,6 +245,8 @@ class Watch:
         self.hold_a_snapshot()
         synapse.send(signal.SIGSTOP)
         try:
+            self.await_alerts({"CircuitOpen"}, OUTAGE_SECONDS)
+            # From now on nothing is tried, so nobody can have heard of it.
             self.call_that_cannot_ring()
             self.await_alerts(OUTAGE, OUTAGE_SECONDS)
         finally:
@@ -327,7 +340,7 @@ class Watch:
 
     def fired(self) -> set[str]:
         """What has fired since this was last asked."""
-        seconds = max(1, round(time.time() - self.looked) + 1)
+        seconds = max(1, int(time.time() - self.looked))
         self.looked = time.time()
         found = self.prometheus.query(f'count by (alertname) (count_over_time(ALERTS{{alertstate="firing"}}[{seconds}s]))')
         return {series["metric"]["alertname"] for series in found}
