@@ -12,6 +12,7 @@ use std::{
 use rustix::system::uname;
 use shared::{
     ids::WorkerId,
+    metric,
     workers::{self, TELL_EVERY_SECONDS, WorkerSeen},
 };
 use sqlx::PgPool;
@@ -68,7 +69,7 @@ pub(crate) async fn run(pool: PgPool, worker_id: WorkerId, delivering: Option<De
         let worker = seen(worker_id, &host, delivering.as_ref(), &mut lately);
         if let Err(error) = tell(&pool, &worker, round.is_multiple_of(FORGET_EVERY)).await {
             tracing::debug!(%error, "not told that this worker is alive; trying again");
-            metrics::counter!("outbox_database_errors_total", "loop" => "heartbeat").increment(1);
+            metric::DATABASE_ERRORS.with(["heartbeat"]).increment(1);
         }
         round = round.wrapping_add(1);
     }

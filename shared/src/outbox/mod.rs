@@ -69,8 +69,8 @@ mod sentence;
 mod settle;
 mod show;
 mod signalling;
-mod targets;
 mod stats;
+mod targets;
 mod timeline;
 mod view;
 mod words;
@@ -110,8 +110,8 @@ pub use search::{COUNTED_LETTERS, Counted, DeadFilter, DeadLetter, SHORTEST_TEXT
 pub use settle::{Settled, Settlement, settle};
 pub use show::{Death, Found, MessageFacts, Place, Shown, Withdrawal, find, message_facts, show};
 pub use signalling::{CallToSend, SignalToSend, open_signal};
-pub use targets::{Targets, Wanted, resolve};
 pub use stats::{ClassStats, Stats, stats};
+pub use targets::{Targets, Wanted, resolve};
 pub use timeline::{Moment, MomentKind, Timeline, conversation_timeline, operation_timeline};
 pub use view::{AttemptView, Delivery, Explanation, explain};
 pub use words::{

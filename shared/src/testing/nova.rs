@@ -388,8 +388,7 @@ impl NovaUser {
     #[must_use]
     pub fn with_scope(&self, scope: &str) -> Self {
         let secret = SecretString::from(JWT_SECRET);
-        let token =
-            token::sign(&secret, self.user_id, unix_time() + 3600, Some(scope)).expect("a token can be signed");
+        let token = token::sign(&secret, self.user_id, unix_time() + 3600, Some(scope)).expect("a token can be signed");
         Self { token, ..self.clone() }
     }
 

@@ -156,10 +156,11 @@ pub(crate) async fn desk(database: &Database, from: usize, rows: usize) {
         .await;
     }
     // An index of texts is made faster than it is kept up.
-    let index: String = sqlx::query_scalar("select indexdef from pg_indexes where indexname = 'dead_letters_detail_idx'")
-        .fetch_one(&database.pool)
-        .await
-        .unwrap();
+    let index: String =
+        sqlx::query_scalar("select indexdef from pg_indexes where indexname = 'dead_letters_detail_idx'")
+            .fetch_one(&database.pool)
+            .await
+            .unwrap();
     run(
         database,
         &format!(
