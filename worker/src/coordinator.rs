@@ -27,6 +27,7 @@ use shared::{
     database,
     failpoint::{Point, reach},
     ids::WorkerId,
+    metric,
     outbox::{
         self, Attempt, ClaimRequest, Claimed, ClaimedOperation, LaneClaim, LaneClass, OperationResult, Outcome,
         Settlement,
@@ -43,6 +44,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     breaker::Breaker,
+    heartbeat::Tally,
     verdict::{self, History},
 };
 
@@ -117,6 +119,13 @@ struct Lease {
 impl Underway {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<LaneClaim, Lease>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn report(&self) {
+        for class in LaneClass::ALL {
+            let lanes = u32::try_from(self.count(class).1).unwrap_or(u32::MAX);
+            metric::OUTBOX_LANES_UNDERWAY.with([class.as_str()]).set(f64::from(lanes));
+        }
     }
 
     fn count(&self, class: LaneClass) -> (usize, usize) {
@@ -231,7 +240,7 @@ impl Drop for Batch {
             let history = self.current.as_ref().map(|(operation, _)| History::of(operation)).unwrap_or_default();
             let outcome = verdict::broken_off(self.broken_off.is_cancelled(), self.backoff, &history);
             let attempt = Attempt { detail: Some("the attempt was broken off".to_owned()), ..Attempt::default() };
-            metrics::counter!("outbox_attempts_broken_off_total").increment(1);
+            metric::ATTEMPTS_BROKEN_OFF.increment(1);
             self.end(outcome, Some(attempt), Vec::new());
         }
         let settlement = Settlement { claim: self.claim, results: std::mem::take(&mut self.results) };
@@ -286,6 +295,8 @@ pub(crate) struct Coordinator {
     look: Arc<Notify>,
     /// Told when clients have something to hear.
     tell: Wake,
+    /// What is counted of this process' work.
+    tally: Arc<Tally>,
     idle: Notify,
     stop: CancellationToken,
     draining: CancellationToken,
@@ -303,6 +314,7 @@ impl Coordinator {
         look: Arc<Notify>,
         stop: CancellationToken,
     ) -> Self {
+        metric::OUTBOX_SLOTS.set(f64::from(u32::try_from(config.slots).unwrap_or(u32::MAX)));
         Self {
             pool,
             config,
@@ -312,6 +324,7 @@ impl Coordinator {
             underway: Underway::default(),
             look,
             tell: Wake::silent(),
+            tally: Arc::default(),
             idle: Notify::new(),
             stop,
             draining: CancellationToken::new(),
@@ -323,6 +336,17 @@ impl Coordinator {
     pub(crate) fn telling(mut self, tell: Wake) -> Self {
         self.tell = tell;
         self
+    }
+
+    /// Counts what is settled, for those who ask how much this process does.
+    pub(crate) fn counting(mut self, tally: Arc<Tally>) -> Self {
+        self.tally = tally;
+        self
+    }
+
+    /// How many lanes are under way.
+    pub(crate) fn busy(&self) -> usize {
+        self.underway.count(LaneClass::Chat).0
     }
 
     /// Runs until the stop token is cancelled and everything under way is settled, or the time for that is over. Then
@@ -384,7 +408,7 @@ impl Coordinator {
             }
             for class in LaneClass::ALL {
                 if let Err(error) = self.claim_class(class, &mut bookmarks, batches, finished).await {
-                    metrics::counter!("outbox_database_errors_total", "loop" => "claim").increment(1);
+                    metric::DATABASE_ERRORS.with(["claim"]).increment(1);
                     tracing::warn!(%error, "claim failed; trying again");
                     tokio::select! {
                         () = self.stop.cancelled() => return,
@@ -432,7 +456,7 @@ impl Coordinator {
             drop(conn);
             reach(Point::ClaimCommitted);
             if claim.taken_over > 0 {
-                metrics::counter!("outbox_lease_expired_total").increment(claim.taken_over as u64);
+                metric::LEASE_EXPIRED.increment(claim.taken_over as u64);
                 tracing::warn!(lanes = claim.taken_over, "took over lanes whose owner was gone");
             }
             let full = claim.lanes >= usize::from(lanes);
@@ -457,6 +481,7 @@ impl Coordinator {
                 let _ = batches.send(batch).await;
                 reach(Point::BatchHandedOver);
             }
+            self.underway.report();
             if !full {
                 return Ok(());
             }
@@ -482,7 +507,7 @@ impl Coordinator {
                 Ok(()) if round.is_empty() => {}
                 Ok(()) => sleep(DEFERRED_PAUSE).await,
                 Err(error) if database::is_unavailable(&error) => {
-                    metrics::counter!("outbox_database_errors_total", "loop" => "settle").increment(1);
+                    metric::DATABASE_ERRORS.with(["settle"]).increment(1);
                     tracing::warn!(%error, "settle failed; trying again");
                     sleep(DATABASE_BACKOFF).await;
                 }
@@ -507,22 +532,26 @@ impl Coordinator {
         .await?;
         drop(conn);
         reach(Point::SettleCommitted);
-        metrics::counter!("outbox_dead_total").increment(settled.died);
+        metric::OUTBOX_DEAD.increment(settled.died);
         let more = settled.finished > 0;
         if more || settled.died > 0 {
             self.tell.committed();
         }
+        let mut failed = 0;
         let mut fenced = Vec::new();
         for (n, settlement) in std::mem::take(round).into_iter().enumerate() {
             if settled.deferred.contains(&n) {
                 round.push(settlement);
                 continue;
             }
+            failed += settlement.results.iter().filter(|result| !result.outcome.lets_the_next_go()).count();
             self.underway.lock().remove(&settlement.claim);
             if settled.fenced.contains(&n) {
                 fenced.push(settlement);
             }
         }
+        self.underway.report();
+        self.tally.settled(settled.finished, failed as u64);
         reach(Point::SlotsFreed);
         self.idle.notify_one();
         while let Some(settlement) = fenced.pop() {
@@ -551,7 +580,7 @@ impl Coordinator {
                 Ok(()) => again.append(&mut one),
                 Err(error) if database::is_unavailable(&error) => again.append(&mut one),
                 Err(error) => {
-                    metrics::counter!("outbox_settlements_refused_total").increment(1);
+                    metric::SETTLEMENTS_REFUSED.increment(1);
                     tracing::error!(%error, conversation.id = %claim.conversation_id, "settlement given up");
                     self.underway.lock().remove(&claim);
                 }
@@ -563,7 +592,7 @@ impl Coordinator {
     /// A late finisher changes nothing, but what the homeserver answered it is true.
     async fn keep_evidence(&self, settlement: &Settlement) -> Result<(), sqlx::Error> {
         let claim = settlement.claim;
-        metrics::counter!("outbox_fenced_settles_total").increment(1);
+        metric::FENCED_SETTLES.increment(1);
         tracing::warn!(
             conversation.id = %claim.conversation_id,
             lane.epoch = claim.epoch,
@@ -613,7 +642,7 @@ impl Coordinator {
                     }
                 }
                 Err(error) => {
-                    metrics::counter!("outbox_database_errors_total", "loop" => "renew").increment(1);
+                    metric::DATABASE_ERRORS.with(["renew"]).increment(1);
                     tracing::warn!(%error, "leases not renewed; trying again");
                 }
             }

@@ -39,7 +39,8 @@ pub(crate) async fn requeue(args: &RequeueArgs) -> Result<(), Failed> {
     }
     let Some(as_of) = &args.as_of else {
         return Err(Failed::Usage(
-            "look first what comes back: --dry-run prints it, and the --as-of with which exactly that is requeued".to_owned(),
+            "look first what comes back: --dry-run prints it, and the --as-of with which exactly that is requeued"
+                .to_owned(),
         ));
     };
     let task = tasks::start_requeue(&mut tx, &by, &filter, as_of, args.rate, args.reason.as_deref()).await?;
@@ -136,7 +137,11 @@ fn command(args: &RequeueArgs, filter: &DeadFilter, as_of: &AsOf) -> String {
 /// For a shell.
 fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:@,/+".contains(c);
-    if !text.is_empty() && text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
 }
 
 /// How far it is: a bar on a terminal, else a line now and then. On standard error, beside what programs read.

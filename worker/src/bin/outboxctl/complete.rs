@@ -6,7 +6,7 @@ use shared::{
     config::DatabaseArgs,
     ids::{ConversationId, EventId, OutboxId},
     operator,
-    outbox::{self, Completion, Expire, Found, Place, Refused},
+    outbox::{self, Completion, Expire, Found, Place, Refused, Wanted},
 };
 use sqlx::PgPool;
 use uuid::Uuid;
@@ -15,7 +15,6 @@ use crate::{
     Failed,
     print::{clean, count, json, say},
     session::{self, Who, parse_reason},
-    targets::{self, Wanted},
 };
 
 const COMPLETE_EXAMPLES: &str = "\
@@ -176,7 +175,7 @@ struct OfConversation {
 pub(crate) async fn expire(args: &ExpireArgs) -> Result<(), Failed> {
     let by = args.who.name()?;
     let pool = session::database(&args.database)?;
-    let targets = targets::resolve(&mut *pool.acquire().await?, &args.ids, Wanted::Live).await?;
+    let targets = outbox::resolve(&mut *pool.acquire().await?, &args.ids, Wanted::Live).await?;
     let mut report = Ended { expired: 0, conversations: Vec::new(), refused: targets.refused.clone() };
     let (mut gone, mut failed) = (Vec::new(), None);
     for (conversation_id, ids) in &targets.operations {

@@ -21,9 +21,9 @@ mod session;
 mod setup;
 mod show;
 mod stats;
-mod targets;
 mod tasks;
 mod timeline;
+mod verify;
 mod when;
 
 #[derive(Debug, Parser)]
@@ -62,6 +62,10 @@ enum Command {
     Pause(pause::PauseArgs),
     /// Let go on what is paused or held
     Resume(resume::ResumeArgs),
+    /// Compare conversations with their rooms on Matrix, and repair what differs
+    Verify(verify::VerifyArgs),
+    /// Mend a conversation on Matrix: rejoin its room, invite its members again, take the room under its alias
+    Repair(verify::RepairArgs),
     /// List what operators did
     Audit(audit::AuditArgs),
     /// Print what a shell needs to complete commands and options
@@ -108,6 +112,8 @@ async fn main() -> ExitCode {
         Command::Tasks(args) => tasks::tasks(&args).await,
         Command::Pause(args) => pause::pause(&args).await,
         Command::Resume(args) => resume::resume(&args).await,
+        Command::Verify(args) => verify::verify(&args).await,
+        Command::Repair(args) => verify::repair(&args).await,
         Command::Audit(args) => audit::audit(&args).await,
         Command::Completion(args) => completion::completion(&args, Cli::command()),
         Command::Migrate(args) => setup::migrate(&args).await,

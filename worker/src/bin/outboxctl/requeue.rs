@@ -8,7 +8,7 @@ use shared::{
     config::DatabaseArgs,
     ids::{ConversationId, OutboxId},
     operator,
-    outbox::{self, LaneAhead, Letter, MOST_LETTERS, Refused, Requeue, Selection},
+    outbox::{self, LaneAhead, Letter, MOST_LETTERS, Refused, Requeue, Selection, Targets, Wanted},
     tasks::AsOf,
 };
 use sqlx::PgPool;
@@ -19,7 +19,6 @@ use crate::{
     filter::FilterArgs,
     print::{at, clean, count, json, say, table},
     session::{self, Who, parse_reason},
-    targets::{self, Targets, Wanted},
 };
 
 const EXAMPLES: &str = "\
@@ -115,10 +114,11 @@ pub(crate) async fn requeue(args: &RequeueArgs) -> Result<(), Failed> {
     let mut report = Report { dry_run: args.dry_run, requeued: 0, conversations: Vec::new(), refused: Vec::new() };
     let mut failed = None;
     if let Some(conversation) = args.filter.conversation {
-        let selection = Selection::Matching { cause: args.filter.cause.as_deref(), errcode: args.filter.errcode.as_deref() };
+        let selection =
+            Selection::Matching { cause: args.filter.cause.as_deref(), errcode: args.filter.errcode.as_deref() };
         report.take(conversation.into(), one(&pool, args, &by, conversation.into(), selection).await?);
     } else {
-        targets = targets::resolve(&mut *pool.acquire().await?, &args.ids, Wanted::Dead).await?;
+        targets = outbox::resolve(&mut *pool.acquire().await?, &args.ids, Wanted::Dead).await?;
         for (conversation_id, ids) in &targets.operations {
             // What was done before a failure is told all the same.
             match one(&pool, args, &by, *conversation_id, Selection::Named(ids)).await {

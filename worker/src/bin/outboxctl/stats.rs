@@ -1,14 +1,16 @@
 //! `outboxctl stats`.
 
-use clap::Args;
-use shared::{
-    config::DatabaseArgs,
-    outbox::{self, Stats},
-};
 use crate::{
     Failed,
     print::{at, clean, count, json, or_dash, say, table},
     session,
+};
+use clap::Args;
+use serde::Serialize;
+use shared::{
+    config::DatabaseArgs,
+    outbox::{self, Stats},
+    workers::{self, WorkerSeen},
 };
 
 const EXAMPLES: &str = "\
@@ -29,18 +31,31 @@ pub(crate) struct StatsArgs {
     database: DatabaseArgs,
 }
 
+/// The overview, as programs read it.
+#[derive(Serialize)]
+struct Overview {
+    #[serde(flatten)]
+    stats: Stats,
+    /// Operations delivered in the last minute, by all workers.
+    delivered_per_minute: f64,
+    workers: Vec<WorkerSeen>,
+}
+
 pub(crate) async fn stats(args: &StatsArgs) -> Result<(), Failed> {
     let pool = session::database(&args.database)?;
     let mut tx = pool.begin().await?;
     let stats = outbox::stats(&mut tx).await?;
+    let workers = workers::seen(&mut tx).await?;
+    let delivered_per_minute = workers.iter().map(|worker| worker.delivered_per_minute).sum();
+    let overview = Overview { stats, delivered_per_minute, workers };
     if args.json {
-        return json(&stats);
+        return json(&overview);
     }
-    say(&in_words(&stats));
+    say(&in_words(&overview));
     Ok(())
 }
 
-fn in_words(stats: &Stats) -> String {
+fn in_words(Overview { stats, delivered_per_minute, workers }: &Overview) -> String {
     let classes: Vec<_> = stats
         .classes
         .iter()
@@ -54,12 +69,11 @@ fn in_words(stats: &Stats) -> String {
         table(["class", "waiting", "oldest", "paused"], &classes),
         String::new(),
         format!(
-            "{} dead, {} held and {} paused lanes, {} running; {:.0} delivered a minute",
+            "{} dead, {} held and {} paused lanes, {} running; {delivered_per_minute:.0} delivered a minute",
             stats.dead_letters,
             stats.held_lanes,
             stats.paused_lanes,
             count(stats.tasks_running, "task"),
-            stats.delivered_per_minute
         ),
     ];
     for pause in &stats.pauses {
@@ -68,11 +82,10 @@ fn in_words(stats: &Stats) -> String {
         lines.push(format!("`{scope}` is paused until {until}, by {by} ({reason})"));
     }
     lines.push(String::new());
-    if stats.workers.is_empty() {
+    if workers.is_empty() {
         lines.push("no worker has told of itself lately: nothing is sent".to_owned());
     } else {
-        let rows: Vec<_> = stats
-            .workers
+        let rows: Vec<_> = workers
             .iter()
             .map(|worker| {
                 let sync = if worker.sync_leader { "reads" } else { "-" };

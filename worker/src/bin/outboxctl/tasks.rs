@@ -145,6 +145,7 @@ pub(crate) fn in_words(task: &Task) -> String {
         TaskStatus::Failed => format!("failed: {}", clean(task.error.as_deref().unwrap_or_default())),
         status => status.as_str().to_owned(),
     };
-    let of = count(task.expected, if task.kind == shared::tasks::TaskKind::Requeue { "operation" } else { "conversation" });
+    let of =
+        count(task.expected, if task.kind == shared::tasks::TaskKind::Requeue { "operation" } else { "conversation" });
     format!("{} {}: {status}; {} of {of} done{refused}", task.kind.as_str(), task.task_id, task.done)
 }

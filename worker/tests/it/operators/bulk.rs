@@ -24,8 +24,7 @@ impl Scene {
     }
 
     async fn requeued(&self, words: &[&str], as_of: &str, more: &[&str]) -> super::Said {
-        let words: Vec<&str> =
-            words.iter().copied().chain(["--as-of", as_of]).chain(more.iter().copied()).collect();
+        let words: Vec<&str> = words.iter().copied().chain(["--as-of", as_of]).chain(more.iter().copied()).collect();
         self.outboxctl(&words).await
     }
 }
@@ -43,7 +42,9 @@ async fn a_requeue_by_filter_brings_back_exactly_what_its_dry_run_found_also_wit
     assert_eq!((&preview["back"], &preview["conversations"]), (&json!(3), &json!(2)));
     let late = scene.dead(&fake, &second, "died after the dry run").await;
     let said = scene.outboxctl(&["requeue", "--errcode", "M_BAD_JSON", "--since", "1h", "--dry-run"]).await;
-    for words in ["4 operations would come back; of 2 conversations", "outboxctl requeue --errcode M_BAD_JSON --since 2"] {
+    for words in
+        ["4 operations would come back; of 2 conversations", "outboxctl requeue --errcode M_BAD_JSON --since 2"]
+    {
         assert!(said.text(0).contains(words), "{words} in\n{}", said.out);
     }
     worker.kill();

@@ -69,10 +69,7 @@ async fn what_stands_in_its_room_unknown_to_us_is_completed_with_its_event_and_n
     assert!(complete(&[]).await.complaint(1).contains("name the one that it became"));
     assert!(complete(&["--event-id", "no event"]).await.complaint(2).contains("event id"));
     let done = complete(&["--event-id", "$found", "--json"]).await.json(0);
-    assert_eq!(
-        keys(&done),
-        "completed conversation_id event_id kind outbox_id parked refused subject_id"
-    );
+    assert_eq!(keys(&done), "completed conversation_id event_id kind outbox_id parked refused subject_id");
     let again = complete(&["--event-id", "$found", "--json"]).await.json(1);
     assert_eq!(again["refused"]["reason"], "delivered");
     let read = scene.ada.get(&format!("/messages/{message}")).await;

@@ -193,7 +193,8 @@ async fn stats_say_what_waits_what_is_stuck_and_who_works() {
     let chat = stats["classes"].as_array().unwrap().iter().find(|class| class["lane_class"] == "chat").unwrap();
     assert_eq!((&chat["depth"], &chat["paused"]), (&json!(1), &json!(true)));
     let said = scene.outboxctl(&["stats"]).await;
-    for words in ["1 dead, 0 held and 0 paused lanes", "`chat` is paused until it is resumed, by ada (quiet)", "closed"] {
+    for words in ["1 dead, 0 held and 0 paused lanes", "`chat` is paused until it is resumed, by ada (quiet)", "closed"]
+    {
         assert!(said.text(0).contains(words), "{words} in\n{}", said.out);
     }
 }

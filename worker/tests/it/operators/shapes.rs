@@ -47,7 +47,10 @@ async fn programs_read_the_same_shapes_of_dead_letters_for_ever() {
     let of_conversation = &requeue["conversations"][0];
     assert_eq!(keys(of_conversation), "conversation_id lanes operations");
     assert_eq!(keys(&of_conversation["lanes"][0]), "after back before delivered_meanwhile lane_id waits waits_until");
-    assert_eq!(keys(&of_conversation["operations"][0]), "cause conversation_id errcode kind lane_id outbox_id seq subject_id");
+    assert_eq!(
+        keys(&of_conversation["operations"][0]),
+        "cause conversation_id errcode kind lane_id outbox_id seq subject_id"
+    );
     let refused = scene.outboxctl(&["requeue", &conversation, "--json"]).await.json(1);
     assert_eq!(keys(&refused["refused"][0]), "id reason reason_in_words");
     let discarded = scene.outboxctl(&["discard", &one, "--reason", "why", "--json"]).await.json(0);
@@ -155,10 +158,24 @@ async fn wrong_use_is_told_apart_from_failure_and_changes_nothing() {
     assert!(type_in("nonsense", &["list"]).await.complaint(2).contains("DATABASE_URL"));
     assert_eq!(scene.database.count("select count(*) from audit_log").await, 0);
     assert_eq!(scene.database.count("select count(*) from pauses").await, 0);
-    assert!(scene.outboxctl(&["complete", &somebody, "--reason", "why"]).await.complaint(1).contains("nothing is known"));
+    assert!(
+        scene.outboxctl(&["complete", &somebody, "--reason", "why"]).await.complaint(1).contains("nothing is known")
+    );
     for verb in [
-        "stats", "list", "show", "explain", "timeline", "requeue", "discard", "expire", "complete", "tasks", "pause",
-        "resume", "audit", "completion",
+        "stats",
+        "list",
+        "show",
+        "explain",
+        "timeline",
+        "requeue",
+        "discard",
+        "expire",
+        "complete",
+        "tasks",
+        "pause",
+        "resume",
+        "audit",
+        "completion",
     ] {
         let help = scene.outboxctl(&[verb, "--help"]).await;
         assert!(help.text(0).contains("Examples:"), "{}", help.out);

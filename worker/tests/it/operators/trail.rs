@@ -57,7 +57,8 @@ async fn the_trail_is_read_by_who_what_and_when_and_exported_whole() {
     .unwrap();
     scene.outboxctl(&["pause", "--all", "--reason", "now"]).await.text(0);
     let many = async |words: &[&str]| {
-        let words: Vec<&str> = ["audit", "--json", "--limit", "1000"].into_iter().chain(words.iter().copied()).collect();
+        let words: Vec<&str> =
+            ["audit", "--json", "--limit", "1000"].into_iter().chain(words.iter().copied()).collect();
         scene.outboxctl(&words).await.json(0)["items"].as_array().unwrap().len()
     };
     for words in [&["--by", "ada"] as &[&str], &["--verb", "pause"], &["--since", "1h"]] {
@@ -74,7 +75,9 @@ async fn the_trail_is_read_by_who_what_and_when_and_exported_whole() {
     assert_eq!((&lines[0]["verb"], &lines[0]["reason"]), (&"pause".into(), &"now".into()), "the newest first");
     let of_ada = scene.outboxctl(&["audit", "--export", "--by", "ada"]).await;
     assert_eq!(of_ada.text(0).lines().count(), 1);
-    for wrong in [vec!["audit", "--verb", "explode"], vec!["audit", "--export", "--json"], vec!["audit", "--since", "soon"]] {
+    for wrong in
+        [vec!["audit", "--verb", "explode"], vec!["audit", "--export", "--json"], vec!["audit", "--since", "soon"]]
+    {
         assert!(!scene.outboxctl(&wrong).await.complaint(2).is_empty(), "{wrong:?}");
     }
 }

@@ -1,17 +1,16 @@
-//! What ids on the command line lead to, conversation by conversation.
+//! What ids that an operator names lead to, conversation by conversation.
 
 use std::collections::BTreeMap;
 
-use shared::{
-    ids::{ConversationId, OutboxId},
-    outbox::{self, Found, Place, Refusal, Refused},
-};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::{Found, Place, Refusal, Refused, find, message_facts};
+use crate::ids::{ConversationId, OutboxId};
+
 /// What ids lead to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wanted {
+pub enum Wanted {
     /// Dead letters.
     Dead,
     /// Dead letters, and live operations by their own ids: a message's id is not explicit enough for what may leave a
@@ -22,29 +21,29 @@ pub(crate) enum Wanted {
 }
 
 /// The operations that ids lead to.
-#[derive(Default)]
-pub(crate) struct Targets {
+#[derive(Debug, Default)]
+pub struct Targets {
     /// The operations of each conversation.
-    pub(crate) operations: BTreeMap<ConversationId, Vec<OutboxId>>,
+    pub operations: BTreeMap<ConversationId, Vec<OutboxId>>,
     /// Ids that lead to none.
-    pub(crate) refused: Vec<Refused>,
+    pub refused: Vec<Refused>,
     /// Each other id, with what it led to.
     asked: Vec<(Uuid, Vec<OutboxId>)>,
 }
 
 impl Targets {
     /// True when each id led to at least one of these.
-    pub(crate) fn all_served(&self, done: &[OutboxId]) -> bool {
+    pub fn all_served(&self, done: &[OutboxId]) -> bool {
         self.refused.is_empty()
             && self.asked.iter().all(|(_, operations)| operations.iter().any(|id| done.contains(id)))
     }
 }
 
 /// Looks for operations and messages of these ids.
-pub(crate) async fn resolve(conn: &mut PgConnection, ids: &[Uuid], wanted: Wanted) -> Result<Targets, sqlx::Error> {
+pub async fn resolve(conn: &mut PgConnection, ids: &[Uuid], wanted: Wanted) -> Result<Targets, sqlx::Error> {
     let mut targets = Targets::default();
     for id in ids {
-        let found = outbox::find(conn, *id).await?;
+        let found = find(conn, *id).await?;
         let live = |found: &&Found| found.place == Place::Live;
         let named = |found: &&Found| wanted == Wanted::DeadOrNamed && live(found) && found.outbox_id.as_uuid() == *id;
         let is_wanted = |found: &&Found| match wanted {
@@ -54,7 +53,7 @@ pub(crate) async fn resolve(conn: &mut PgConnection, ids: &[Uuid], wanted: Wante
         let taken: Vec<_> = found.iter().filter(is_wanted).collect();
         if taken.is_empty() {
             let subject = found.first().map_or(*id, |found| found.subject_id);
-            let message = outbox::message_facts(conn, subject).await?;
+            let message = message_facts(conn, subject).await?;
             let reason = match (message, found.first()) {
                 _ if wanted == Wanted::DeadOrNamed && found.iter().any(|found| live(&found)) => Refusal::Unnamed,
                 (Some(message), _) if message.deleted_at.is_some() => Refusal::Deleted,
