@@ -28,6 +28,7 @@ class Writer:
         self.text = text
         self.conversations: list[str] = []
         self.refused = 0
+        self.resting = False
         self._stop = threading.Event()
         self._heard = threading.Semaphore(0)
         self._cursor: str | None = None
@@ -96,6 +97,8 @@ class Writer:
         for number, conversation_id in enumerate(itertools.cycle(self.conversations)):
             if self._stop.wait(1 / RATE):
                 return
+            if self.resting:
+                continue
             try:
                 self.write(conversation_id, f"{self.text} {number}")
             except (Refused, OSError):
