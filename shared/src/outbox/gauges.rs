@@ -4,10 +4,7 @@ use std::time::Duration;
 
 use sqlx::PgConnection;
 
-use super::{LaneClass, pause::COUNTED_LANES};
-
-/// Dead letters are counted up to so many.
-pub const COUNTED_LETTERS: i64 = 10_000;
+use super::{COUNTED_LETTERS, LaneClass, pause::COUNTED_LANES};
 
 /// How long the database may work on them. Under a snapshot that somebody holds open for long, the way to the oldest
 /// operation leads over all that was done since.

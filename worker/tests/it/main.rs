@@ -25,6 +25,8 @@ mod rooms;
 mod scene;
 mod synapse;
 mod takeover;
+mod tasks;
 mod thread;
 mod toggling;
 mod turn;
+mod verify;
