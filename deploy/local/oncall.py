@@ -52,7 +52,7 @@ select conversation_id from made
 """
 # So long nothing may fire.
 HEALTHY_SECONDS = 45.0
-# An hour of an alert's window is two minutes here; and what it waits for is as in life: a minute and a half without a sync.
+# The longest that anything waits for: a minute and a half without a sync.
 OUTAGE_SECONDS = 150.0
 SOON = 30.0
 CLEAR_SECONDS = 90.0
@@ -270,9 +270,8 @@ class Watch:
         self.holder = spawn(command, self.stack.directory / "holder.log", tied=signal.SIGKILL)
 
     def release_the_snapshot(self) -> None:
-        self.stack.postgres.run_sql(
-            "-c", "select pg_terminate_backend(pid) from pg_stat_activity where query like '%pg_sleep(600)%' and pid <> pg_backend_pid()"
-        )
+        who = "query like '%pg_sleep(600)%' and pid <> pg_backend_pid()"
+        self.stack.postgres.run_sql("-c", f"select pg_terminate_backend(pid) from pg_stat_activity where {who}")
 
     def call_that_cannot_ring(self) -> None:
         ada, grace = self.scene.users["Ada"], self.scene.users["Grace"]
