@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .panels import FEW_ARE_WELL, ONE_IS_WELL, RED, YELLOW, GREEN, NO_LIMIT, Dashboard, Row, bars, graph, stat, steps
+from .panels import FEW_ARE_WELL, GREEN, NO_LIMIT, ONE_IS_WELL, RED, YELLOW, Dashboard, Row, bars, graph, stat, steps
 from .queries import MINE, increase, or_none, quantile, rate, worst
 
 REQUESTS = "http_requests_total"
