@@ -6,7 +6,7 @@ STACK := deploy/local/stack
 export SQLX_OFFLINE := true
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down build test calls bench drill lint deny fmt sqlx clean-local
+.PHONY: help demo up down build test calls console bench drill lint deny fmt sqlx clean-local
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,14 +24,18 @@ build: ## build the programs: api, worker, outboxctl
 	cargo build $(ALL) --bins
 
 # With TEST_ARGS somebody looks for certain tests only.
-test: ## run every test, on servers of its own, and `calls`; with TEST_ARGS only those that cargo test then runs
+test: ## run every test, on servers of its own, `calls` and `console`; with TEST_ARGS only those that cargo test then runs
 	$(if $(TEST_ARGS),,@$(STACK) calls --prepare)
 	cargo test $(ALL) --no-run
 	$(STACK) test -- cargo test $(ALL) $(TEST_ARGS)
 	$(if $(TEST_ARGS),,@$(STACK) calls)
+	$(if $(TEST_ARGS),,@$(STACK) console)
 
 calls: build ## let a real browser and a real Matrix client call each other; CALLS_ARGS: --only N
 	@$(STACK) calls $(CALLS_ARGS)
+
+console: build ## drive the operators' console in a real browser; CONSOLE_ARGS="--pictures DIR" keeps pictures of its pages
+	@$(STACK) console $(CONSOLE_ARGS)
 
 bench: ## measure writes, drain, latency and claims beside their limits; BENCH_ARGS: --quick, --only drain
 	cargo build --release $(ALL) --bins
@@ -60,4 +64,4 @@ sqlx: ## renew .sqlx, the offline data of the queries, from the migrations
 
 clean-local: ## stop the local stack; delete its data, its Synapse and its Node modules
 	@$(STACK) clean
-	rm -rf .local deploy/local/calls/node_modules
+	rm -rf .local deploy/local/node_modules
