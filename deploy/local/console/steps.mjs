@@ -8,7 +8,7 @@ const WHY_BACK = "the homeserver takes it again";
 const WHY_PAUSED = "moving the homeserver";
 
 /** Every page that one comes to from the menu. */
-const MENU = ["Overview", "Dead letters", "Operations", "Pauses", "Audit", "Help"];
+const MENU = ["Overview", "Dead letters", "Operations", "Pauses", "Tasks", "Audit", "Help"];
 
 export const STEPS = [
     ["who may not look at the outbox is told so, and gets no cookie", refusedWithoutTheScope],
