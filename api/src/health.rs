@@ -10,6 +10,7 @@ use axum::{
     routing::get,
 };
 use serde_json::{Value, json};
+use shared::{database, metric};
 
 use crate::{AppState, State, problem::ApiError};
 
@@ -31,6 +32,7 @@ async fn ready(Extract(state): AppState) -> Result<Json<Value>, ApiError> {
 }
 
 async fn metrics_text(Extract(state): AppState) -> String {
+    database::report_connections(&state.pool);
     state.metrics.render()
 }
 
@@ -38,11 +40,9 @@ async fn metrics_text(Extract(state): AppState) -> String {
 pub(crate) async fn measure(matched: Option<MatchedPath>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let route = matched.map_or_else(|| "none".to_owned(), |path| path.as_str().to_owned());
-    let method = request.method().as_str().to_owned();
+    let method = request.method().clone();
     let response = next.run(request).await;
-    let status = response.status().as_u16().to_string();
-    metrics::counter!("http_requests_total", "route" => route.clone(), "method" => method, "status" => status)
-        .increment(1);
-    metrics::histogram!("http_request_duration_seconds", "route" => route).record(began.elapsed().as_secs_f64());
+    metric::HTTP_REQUESTS.with([&route, method.as_str(), response.status().as_str()]).increment(1);
+    metric::HTTP_REQUEST_DURATION.with([&route]).record(began.elapsed().as_secs_f64());
     response
 }

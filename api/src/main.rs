@@ -6,6 +6,7 @@ use api::App;
 use clap::Parser as _;
 use shared::{
     config::programs::{ApiCli, ApiSettings},
+    metric::Program,
     telemetry,
 };
 use tokio::{net::TcpListener, signal::unix::SignalKind};
@@ -33,7 +34,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(config: ApiSettings) -> anyhow::Result<()> {
-    let metrics = telemetry::start_metrics()?;
+    let metrics = telemetry::start_metrics(Program::Api)?;
     let listener = TcpListener::bind(config.api.listen).await?;
     tracing::info!(listen = %listener.local_addr()?, matrix.enabled = config.matrix_enabled, "api listens");
     let stop = CancellationToken::new();

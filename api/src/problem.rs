@@ -16,6 +16,7 @@ use shared::{
     chat::{self, ChatError},
     database,
     idempotency::IdempotencyError,
+    metric,
     seal::SealError,
     turn::TurnError,
 };
@@ -155,7 +156,7 @@ impl From<LimitError> for ApiError {
     fn from(error: LimitError) -> Self {
         match error {
             LimitError::Reached { role, limit, retry_after } => {
-                metrics::counter!("calls_limited_total", "role" => role.as_str()).increment(1);
+                metric::CALLS_LIMITED.with([role.as_str()]).increment(1);
                 let why = match role {
                     Role::Caller => format!("you may place {limit} calls in a minute"),
                     Role::Callee => format!("whom you call may be rung for {limit} calls in a minute"),
@@ -463,6 +464,6 @@ pub(crate) fn panicked(payload: Box<dyn Any + Send + 'static>) -> Response {
         .map(String::as_str)
         .or_else(|| payload.downcast_ref::<&str>().copied())
         .unwrap_or("a panic without a text");
-    metrics::counter!("api_panics_total").increment(1);
+    metric::API_PANICS.increment(1);
     internal(&std::io::Error::other(what.to_owned())).into_response()
 }

@@ -16,7 +16,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
-use shared::ids::UserId;
+use shared::{ids::UserId, metric};
 use tokio::time::Instant;
 
 use crate::{AppState, State, auth, problem::ApiError};
@@ -100,7 +100,7 @@ impl RequestLimits {
 }
 
 fn refusal(left: Left) -> ApiError {
-    metrics::counter!("api_requests_limited_total").increment(1);
+    metric::API_REQUESTS_LIMITED.increment(1);
     let why = format!("you may make {} requests in {WINDOW_SECONDS} seconds", left.quota);
     ApiError::RateLimited { why, retry_after: left.wait }
 }

@@ -9,7 +9,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-use crate::config::DatabaseConfig;
+use crate::{config::DatabaseConfig, metric};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
 
@@ -40,6 +40,13 @@ impl Limits {
         idle_in_transaction: Duration::from_secs(10),
         statement_timeout: Duration::from_secs(30),
     };
+}
+
+/// Reports how many connections a pool has.
+pub fn report_connections(pool: &PgPool) {
+    let idle = u32::try_from(pool.num_idle()).unwrap_or(u32::MAX);
+    metric::DATABASE_CONNECTIONS.with(["idle"]).set(f64::from(idle));
+    metric::DATABASE_CONNECTIONS.with(["used"]).set(f64::from(pool.size().saturating_sub(idle)));
 }
 
 /// How every connection of this product is set up.

@@ -16,8 +16,10 @@ pub mod html;
 pub mod idempotency;
 pub mod ids;
 pub mod inbound;
+pub mod metric;
 pub mod operator;
 pub mod outbox;
+pub mod postgres;
 pub mod seal;
 pub mod telemetry;
 #[cfg(feature = "testing")]

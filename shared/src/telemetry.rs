@@ -1,16 +1,18 @@
 //! Logs and metrics, set up the same way in every program.
 
+use std::time::Duration;
+
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::time::{MissedTickBehavior, interval};
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
-use crate::config::LogFormat;
+use crate::{
+    config::LogFormat,
+    metric::{self, Program},
+};
 
-/// Upper bounds of every duration histogram, in seconds: from one fast database round trip to a long outage.
-const SECONDS: &[f64] =
-    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0];
-
-/// Upper bounds of how long calls last, in seconds: from a few words to a whole day.
-const CALL_SECONDS: &[f64] = &[5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 14_400.0, 86_400.0];
+/// How often samples are put into their buckets: whoever is never scraped must not keep them all.
+const SORT_EVERY: Duration = Duration::from_secs(5);
 
 /// Starts logging to standard error. `RUST_LOG` chooses what is logged; `info` without it.
 pub fn start_logging(format: LogFormat) {
@@ -25,8 +27,23 @@ pub fn start_logging(format: LogFormat) {
     };
 }
 
-/// Installs the process' metrics; the handle renders them in Prometheus' text format.
-pub fn start_metrics() -> Result<PrometheusHandle, BuildError> {
-    let calls = Matcher::Full("matrix_voip_call_duration_seconds".to_owned());
-    PrometheusBuilder::new().set_buckets(SECONDS)?.set_buckets_for_metric(calls, CALL_SECONDS)?.install_recorder()
+/// Installs the process' metrics, all of which stand at zero then; the handle renders them in Prometheus' text format. To
+/// be called within a runtime.
+pub fn start_metrics(program: Program) -> Result<PrometheusHandle, BuildError> {
+    let mut builder = PrometheusBuilder::new();
+    for metric in metric::ALL.iter().filter(|metric| !metric.buckets.is_empty()) {
+        builder = builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), metric.buckets)?;
+    }
+    let handle = builder.install_recorder()?;
+    metric::begin(program);
+    let sorting = handle.clone();
+    tokio::spawn(async move {
+        let mut tick = interval(SORT_EVERY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            sorting.run_upkeep();
+        }
+    });
+    Ok(handle)
 }

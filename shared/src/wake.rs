@@ -11,6 +11,8 @@ use tokio::{sync::Notify, time};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::metric;
+
 /// Commits within this long after a wake-up share the next one: the first goes out at once, later ones wait this long.
 const WINDOW: Duration = Duration::from_millis(5);
 
@@ -38,17 +40,17 @@ impl Channel {
         }
     }
 
-    const fn sent_metric(self) -> &'static str {
+    fn count_sent(self) {
         match self {
-            Self::Outbox => "outbox_wakeups_sent_total",
-            Self::Events => "event_log_wakeups_sent_total",
+            Self::Outbox => metric::OUTBOX_WAKEUPS_SENT.increment(1),
+            Self::Events => metric::EVENT_LOG_WAKEUPS_SENT.increment(1),
         }
     }
 
-    const fn listening_metric(self) -> &'static str {
+    fn report_listening(self, listening: bool) {
         match self {
-            Self::Outbox => "outbox_listening",
-            Self::Events => "event_log_listening",
+            Self::Outbox => metric::OUTBOX_LISTENING.set_bool(listening),
+            Self::Events => metric::EVENT_LOG_LISTENING.set_bool(listening),
         }
     }
 
@@ -73,7 +75,7 @@ impl Wake {
             loop {
                 notify.notified().await;
                 match channel.notify(&pool, "").await {
-                    Ok(()) => metrics::counter!(channel.sent_metric()).increment(1),
+                    Ok(()) => channel.count_sent(),
                     Err(error) => {
                         tracing::debug!(%error, channel = channel.as_str(), "wake-up not sent; others will poll");
                     }
@@ -117,14 +119,14 @@ impl WakeListener {
     /// ever heard. Then a warning and a gauge (`outbox_listening`, `event_log_listening`) say so, and polling does all the
     /// work.
     pub fn start(channel: Channel, pool: PgPool, heard: Arc<Notify>, stop: CancellationToken) {
-        metrics::gauge!(channel.listening_metric()).set(0.0);
+        channel.report_listening(false);
         tokio::spawn(stop.run_until_cancelled_owned(async move {
             loop {
                 if let Err(error) = listen(channel, &pool, &heard).await {
                     let channel = channel.as_str();
                     tracing::warn!(%error, channel, "not listening for wake-ups; polling until connected again");
                 }
-                metrics::gauge!(channel.listening_metric()).set(0.0);
+                channel.report_listening(false);
                 time::sleep(RECONNECT).await;
             }
         }));
@@ -147,7 +149,7 @@ async fn listen(channel: Channel, pool: &PgPool, heard: &Notify) -> Result<(), s
         }
     };
     match time::timeout(SELF_TEST, own_message).await {
-        Ok(Ok(true)) => metrics::gauge!(channel.listening_metric()).set(1.0),
+        Ok(Ok(true)) => channel.report_listening(true),
         Ok(Ok(false)) => return Ok(()),
         Ok(Err(error)) => return Err(error),
         Err(_) => tracing::warn!(

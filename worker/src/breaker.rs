@@ -21,6 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use shared::metric;
 use tokio::{
     sync::Notify,
     time::{sleep, sleep_until},
@@ -95,8 +96,8 @@ pub(crate) struct Breaker {
 impl Breaker {
     /// Closed, with this many lanes at most.
     pub(crate) fn new(slots: usize) -> Self {
-        metrics::gauge!("outbox_circuit_state").set(0.0);
-        metrics::gauge!("matrix_token_accepted").set(1.0);
+        metric::CIRCUIT_STATE.set(0.0);
+        metric::TOKEN_ACCEPTED.set_bool(true);
         Self { slots, state: Mutex::new(State::new()), changed: Notify::new() }
     }
 
@@ -137,7 +138,7 @@ impl Breaker {
             (before, state.circuit, (resting != state.rest_until).then(|| state.whole_seconds_rested()))
         };
         if let Some(seconds) = rested {
-            metrics::counter!("outbox_rate_limited_seconds_total").increment(seconds);
+            metric::RATE_LIMITED.increment(seconds);
         }
         if before != after {
             report(before, after);
@@ -162,8 +163,7 @@ impl Breaker {
                 (Circuit::Open(_), _) => {
                     sleep(every).await;
                     let well = probe().await;
-                    metrics::counter!("outbox_circuit_probes_total", "result" => if well { "ok" } else { "failed" })
-                        .increment(1);
+                    metric::CIRCUIT_PROBES.with([if well { "ok" } else { "failed" }]).increment(1);
                     if well {
                         self.change(|state, _, _| state.probed());
                     }
@@ -243,12 +243,12 @@ fn report(before: Circuit, after: Circuit) {
         Circuit::Ramp { .. } => 1.0,
         Circuit::Open(_) => 2.0,
     };
-    metrics::gauge!("outbox_circuit_state").set(state);
+    metric::CIRCUIT_STATE.set(state);
     let accepted = after != Circuit::Open(Reason::Account);
-    metrics::gauge!("matrix_token_accepted").set(if accepted { 1.0 } else { 0.0 });
+    metric::TOKEN_ACCEPTED.set_bool(accepted);
     match (before, after) {
         (_, Circuit::Open(reason)) => {
-            metrics::counter!("outbox_circuit_opened_total", "reason" => reason.as_str()).increment(1);
+            metric::CIRCUIT_OPENED.with([reason.as_str()]).increment(1);
             match reason {
                 Reason::Down => tracing::warn!("the homeserver is down: nothing is claimed until it answers"),
                 Reason::Account => tracing::error!(

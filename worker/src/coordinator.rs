@@ -27,6 +27,7 @@ use shared::{
     database,
     failpoint::{Point, reach},
     ids::WorkerId,
+    metric,
     outbox::{
         self, Attempt, ClaimRequest, Claimed, ClaimedOperation, LaneClaim, LaneClass, OperationResult, Outcome,
         Settlement,
@@ -117,6 +118,13 @@ struct Lease {
 impl Underway {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<LaneClaim, Lease>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn report(&self) {
+        for class in LaneClass::ALL {
+            let lanes = u32::try_from(self.count(class).1).unwrap_or(u32::MAX);
+            metric::OUTBOX_LANES_UNDERWAY.with([class.as_str()]).set(f64::from(lanes));
+        }
     }
 
     fn count(&self, class: LaneClass) -> (usize, usize) {
@@ -231,7 +239,7 @@ impl Drop for Batch {
             let history = self.current.as_ref().map(|(operation, _)| History::of(operation)).unwrap_or_default();
             let outcome = verdict::broken_off(self.broken_off.is_cancelled(), self.backoff, &history);
             let attempt = Attempt { detail: Some("the attempt was broken off".to_owned()), ..Attempt::default() };
-            metrics::counter!("outbox_attempts_broken_off_total").increment(1);
+            metric::ATTEMPTS_BROKEN_OFF.increment(1);
             self.end(outcome, Some(attempt), Vec::new());
         }
         let settlement = Settlement { claim: self.claim, results: std::mem::take(&mut self.results) };
@@ -303,6 +311,7 @@ impl Coordinator {
         look: Arc<Notify>,
         stop: CancellationToken,
     ) -> Self {
+        metric::OUTBOX_SLOTS.set(f64::from(u32::try_from(config.slots).unwrap_or(u32::MAX)));
         Self {
             pool,
             config,
@@ -384,7 +393,7 @@ impl Coordinator {
             }
             for class in LaneClass::ALL {
                 if let Err(error) = self.claim_class(class, &mut bookmarks, batches, finished).await {
-                    metrics::counter!("outbox_database_errors_total", "loop" => "claim").increment(1);
+                    metric::DATABASE_ERRORS.with(["claim"]).increment(1);
                     tracing::warn!(%error, "claim failed; trying again");
                     tokio::select! {
                         () = self.stop.cancelled() => return,
@@ -432,7 +441,7 @@ impl Coordinator {
             drop(conn);
             reach(Point::ClaimCommitted);
             if claim.taken_over > 0 {
-                metrics::counter!("outbox_lease_expired_total").increment(claim.taken_over as u64);
+                metric::LEASE_EXPIRED.increment(claim.taken_over as u64);
                 tracing::warn!(lanes = claim.taken_over, "took over lanes whose owner was gone");
             }
             let full = claim.lanes >= usize::from(lanes);
@@ -457,6 +466,7 @@ impl Coordinator {
                 let _ = batches.send(batch).await;
                 reach(Point::BatchHandedOver);
             }
+            self.underway.report();
             if !full {
                 return Ok(());
             }
@@ -482,7 +492,7 @@ impl Coordinator {
                 Ok(()) if round.is_empty() => {}
                 Ok(()) => sleep(DEFERRED_PAUSE).await,
                 Err(error) if database::is_unavailable(&error) => {
-                    metrics::counter!("outbox_database_errors_total", "loop" => "settle").increment(1);
+                    metric::DATABASE_ERRORS.with(["settle"]).increment(1);
                     tracing::warn!(%error, "settle failed; trying again");
                     sleep(DATABASE_BACKOFF).await;
                 }
@@ -507,7 +517,7 @@ impl Coordinator {
         .await?;
         drop(conn);
         reach(Point::SettleCommitted);
-        metrics::counter!("outbox_dead_total").increment(settled.died);
+        metric::OUTBOX_DEAD.increment(settled.died);
         let more = settled.finished > 0;
         if more || settled.died > 0 {
             self.tell.committed();
@@ -523,6 +533,7 @@ impl Coordinator {
                 fenced.push(settlement);
             }
         }
+        self.underway.report();
         reach(Point::SlotsFreed);
         self.idle.notify_one();
         while let Some(settlement) = fenced.pop() {
@@ -551,7 +562,7 @@ impl Coordinator {
                 Ok(()) => again.append(&mut one),
                 Err(error) if database::is_unavailable(&error) => again.append(&mut one),
                 Err(error) => {
-                    metrics::counter!("outbox_settlements_refused_total").increment(1);
+                    metric::SETTLEMENTS_REFUSED.increment(1);
                     tracing::error!(%error, conversation.id = %claim.conversation_id, "settlement given up");
                     self.underway.lock().remove(&claim);
                 }
@@ -563,7 +574,7 @@ impl Coordinator {
     /// A late finisher changes nothing, but what the homeserver answered it is true.
     async fn keep_evidence(&self, settlement: &Settlement) -> Result<(), sqlx::Error> {
         let claim = settlement.claim;
-        metrics::counter!("outbox_fenced_settles_total").increment(1);
+        metric::FENCED_SETTLES.increment(1);
         tracing::warn!(
             conversation.id = %claim.conversation_id,
             lane.epoch = claim.epoch,
@@ -613,7 +624,7 @@ impl Coordinator {
                     }
                 }
                 Err(error) => {
-                    metrics::counter!("outbox_database_errors_total", "loop" => "renew").increment(1);
+                    metric::DATABASE_ERRORS.with(["renew"]).increment(1);
                     tracing::warn!(%error, "leases not renewed; trying again");
                 }
             }

@@ -16,7 +16,8 @@ use shared::{
     calls::SignalKind,
     failpoint::{Point, reach},
     ids::{ConversationId, EventId, MatrixUserId, OutboxId, RoomId, UserId},
-    outbox::{Attempt, Blame, ClaimedOperation, Evidence, Kind, MaybeSent, Mode, Outcome},
+    metric,
+    outbox::{Attempt, Blame, ClaimedOperation, Evidence, Kind, LaneClass, MaybeSent, Mode, Outcome},
     seal::KeyRing,
 };
 use time::OffsetDateTime;
@@ -111,6 +112,7 @@ impl From<RoomError> for Stop {
 /// The batch that is being sent: its lane, and the events that it has brought about so far.
 struct Sending {
     conversation_id: ConversationId,
+    class: LaneClass,
     events: HashMap<OutboxId, EventId>,
     permission: Permission,
     /// Set when the operation under way is sent anew.
@@ -130,9 +132,9 @@ impl Deliverer {
     pub(crate) async fn deliver(&self, mut batch: Batch) {
         let Some(claimed) = batch.take() else { return };
         reach(Point::BatchTaken);
-        let class = claimed.claim.class.as_str();
         let mut sending = Sending {
             conversation_id: claimed.claim.conversation_id,
+            class: claimed.claim.class,
             events: HashMap::new(),
             permission: batch.permission(),
             anew: batch.anew(),
@@ -160,7 +162,7 @@ impl Deliverer {
                 batch.leave();
                 return;
             };
-            report(sending.conversation_id, &operation, class, &ended, began.elapsed());
+            report(&sending, &operation, &ended, began.elapsed());
             if let Outcome::Delivered { event_id, .. } = &ended.outcome {
                 self.breaker.delivered();
                 sending.events.insert(operation.outbox_id, event_id.clone());
@@ -225,7 +227,7 @@ impl Deliverer {
             ..History::of(operation)
         };
         let outcome = verdict::outcome(&verdict, self.backoff, &history, rand::random());
-        count_failure(operation, &verdict);
+        count_failure(failure, &verdict);
         Ended { outcome: adjust(outcome), attempt: Some(attempt_of(failure)) }
     }
 
@@ -373,7 +375,7 @@ impl Deliverer {
         since: Option<OffsetDateTime>,
         room_id: &RoomId,
     ) -> Result<Option<EventId>, Stop> {
-        metrics::counter!("outbox_lookups_total").increment(1);
+        metric::LOOKUPS.increment(1);
         reach(Point::LookUpBegins);
         let found = lookup::find(&self.homeserver, room_id, outbox_id, sender, since).await;
         reach(Point::LookUpEnded);
@@ -430,7 +432,7 @@ impl Deliverer {
         let began = Instant::now();
         let answer = self.homeserver.redact(room_id, &event_id, operation.outbox_id, &content).await;
         reach(Point::RedactAnswered);
-        let event_id = self.timed(began, answer).map_err(Stop::Itself)?;
+        let event_id = self.timed(sending.class, began, answer).map_err(Stop::Itself)?;
         Ok(Ended::well(Outcome::Delivered { event_id, room_id: room_id.clone() }))
     }
 
@@ -455,7 +457,7 @@ impl Deliverer {
             }
         }
         let void = prepare::void(outbox_id).map_err(|error| Stop::Ours(error.to_string()))?;
-        metrics::counter!("outbox_voids_total").increment(1);
+        metric::VOIDS.increment(1);
         reach(Point::CloseBegins);
         let event_id = self.put(sending, room_id, outbox_id, &void).await?;
         reach(Point::CloseEnded);
@@ -512,7 +514,7 @@ impl Deliverer {
             Changed::Done => Ok(Ended::well(Outcome::Done)),
             Changed::Failed(failure) => Err(Stop::Itself(failure)),
             Changed::Refused(outcome, failure) => {
-                count_failure(operation, &verdict::judge(&failure));
+                count_failure(&failure, &verdict::judge(&failure));
                 Ok(Ended { outcome, attempt: Some(attempt_of(&failure)) })
             }
         }
@@ -549,11 +551,11 @@ impl Deliverer {
         let began = Instant::now();
         let answer = self.homeserver.send(room_id, prepared.event_type, outbox_id, &prepared.content).await;
         reach(Point::PutAnswered);
-        self.timed(began, answer).map_err(Stop::Itself)
+        self.timed(sending.class, began, answer).map_err(Stop::Itself)
     }
 
-    fn timed(&self, began: Instant, answer: Result<EventId, Failure>) -> Result<EventId, Failure> {
-        metrics::histogram!("outbox_send_seconds").record(began.elapsed().as_secs_f64());
+    fn timed(&self, class: LaneClass, began: Instant, answer: Result<EventId, Failure>) -> Result<EventId, Failure> {
+        metric::OUTBOX_SEND.with([class.as_str()]).record(began.elapsed().as_secs_f64());
         if answer.is_ok() {
             self.pace.note(began.elapsed());
         }
@@ -578,9 +580,8 @@ fn related_room(operation: &ClaimedOperation) -> Option<&RoomId> {
     event.map(|(_, room_id)| room_id)
 }
 
-fn count_failure(operation: &ClaimedOperation, verdict: &Verdict) {
-    let (kind, class) = (operation.kind.as_str(), verdict.as_str());
-    metrics::counter!("matrix_send_failure_total", "kind" => kind, "class" => class).increment(1);
+fn count_failure(failure: &Failure, verdict: &Verdict) {
+    metric::SEND_FAILURE.with([verdict.as_str(), failure.errcode().unwrap_or(metric::NO_ERRCODE)]).increment(1);
 }
 
 fn attempt_of(failure: &Failure) -> Attempt {
@@ -592,27 +593,24 @@ fn attempt_of(failure: &Failure) -> Attempt {
 }
 
 /// One line and one count for each attempt; a failure is logged here and nowhere else.
-fn report(
-    conversation_id: ConversationId,
-    operation: &ClaimedOperation,
-    class: &'static str,
-    ended: &Ended,
-    took: Duration,
-) {
+fn report(sending: &Sending, operation: &ClaimedOperation, ended: &Ended, took: Duration) {
     let error = ended.attempt.as_ref().and_then(|attempt| attempt.detail.as_deref());
     signalling::report(operation, &ended.outcome, error);
+    if let Outcome::Expired = ended.outcome {
+        metric::OUTBOX_EXPIRED.increment(1);
+    }
     let Some(attempt) = &ended.attempt else { return };
-    let kind = operation.kind.as_str();
+    let (kind, class) = (operation.kind.as_str(), sending.class.as_str());
     let outcome = ended.outcome.as_str();
-    metrics::counter!("outbox_attempts_total", "kind" => kind, "outcome" => outcome).increment(1);
+    metric::OUTBOX_ATTEMPTS.with([kind, outcome]).increment(1);
+    metric::OUTBOX_QUEUE_WAIT.with([class]).record(operation.queued.as_secs_f64());
     if ended.outcome.lets_the_next_go() {
-        metrics::counter!("matrix_send_success_total", "kind" => kind, "lane_class" => class).increment(1);
-        metrics::histogram!("outbox_end_to_end_seconds", "lane_class" => class)
-            .record((operation.waited + took).as_secs_f64());
+        metric::SEND_SUCCESS.with([kind, class]).increment(1);
+        metric::OUTBOX_END_TO_END.with([class]).record((operation.waited + took).as_secs_f64());
         tracing::debug!(outbox.id = %operation.outbox_id, outbox.kind = kind, "delivered");
     } else {
         tracing::warn!(
-            conversation_id = %conversation_id,
+            conversation_id = %sending.conversation_id,
             outbox.id = %operation.outbox_id,
             outbox.kind = kind,
             outbox.failures = operation.failures + 1,

@@ -1,12 +1,14 @@
-//! What waits, as gauges, and what operators did, as counters: read from the database every few seconds.
+//! What waits, as gauges, and what operators did, as counters: read from the database every few seconds. With it how the
+//! database itself is.
 //!
 //! Every worker reports the same, since it is the database's; take the maximum over the workers, not the sum.
 
 use std::time::Duration;
 
 use shared::{
-    audit, events,
+    audit, database, events, inbound, metric,
     outbox::{self, Gauges},
+    postgres::{self, Health, Horizon},
 };
 use sqlx::PgPool;
 use time::OffsetDateTime;
@@ -15,48 +17,92 @@ use tokio::time::{MissedTickBehavior, interval};
 /// How often to look.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
+/// What the figures depend on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Watch {
+    /// For how long the homeserver is trusted to remember a transaction.
+    pub(crate) dedupe_window: Duration,
+    /// Whether what happens on Matrix is read at all.
+    pub(crate) syncs: bool,
+}
+
 /// Runs for ever; after a failure the figures stay as they were, and the next round tries again.
-pub(crate) async fn run(pool: PgPool) {
+pub(crate) async fn run(pool: PgPool, watch: Watch) {
     let mut tick = interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut since = None;
+    let (mut since, mut horizon) = (None, Horizon::default());
     loop {
         tick.tick().await;
-        if let Err(error) = look(&pool, &mut since).await {
+        // Apart from each other: what keeps the database from clearing up slows the way to what waits.
+        let looks = [look_at_server(&pool, &mut horizon).await, look(&pool, watch, &mut since).await];
+        for error in looks.into_iter().filter_map(Result::err) {
             tracing::warn!(%error, "the gauges are not renewed; trying again");
-            metrics::counter!("outbox_database_errors_total", "loop" => "gauges").increment(1);
+            metric::DATABASE_ERRORS.with(["gauges"]).increment(1);
         }
     }
 }
 
-async fn look(pool: &PgPool, since: &mut Option<OffsetDateTime>) -> Result<(), sqlx::Error> {
+async fn look_at_server(pool: &PgPool, horizon: &mut Horizon) -> Result<(), sqlx::Error> {
     let mut tx = pool.begin().await?;
-    let gauges = outbox::gauges(&mut tx).await?;
-    // Acts are counted from the worker's start on, as counters are.
-    let since = match *since {
-        Some(since) => since,
-        None => *since.insert(shared::database::now(&mut tx).await?),
-    };
-    let lag = events::lag(&mut tx).await?;
-    let totals = audit::totals_since(&mut tx, since).await?;
+    outbox::limit_patience(&mut tx).await?;
+    let health = postgres::health(&mut tx).await?;
     tx.commit().await?;
-    report(&gauges);
-    metrics::gauge!("event_log_lag_seconds").set(lag.as_secs_f64());
-    metrics::counter!("outbox_requeued_total").absolute(totals.requeued);
-    metrics::counter!("outbox_discarded_total").absolute(totals.discarded);
+    report_server(&health, horizon);
     Ok(())
 }
 
-#[expect(clippy::cast_precision_loss, reason = "gauges are floats, and these numbers are bounded")]
+async fn look(pool: &PgPool, watch: Watch, since: &mut Option<OffsetDateTime>) -> Result<(), sqlx::Error> {
+    let mut tx = pool.begin().await?;
+    let gauges = outbox::gauges(&mut tx, watch.dedupe_window).await?;
+    // Acts are counted from the worker's start on, as counters are.
+    let since = match *since {
+        Some(since) => since,
+        None => *since.insert(database::now(&mut tx).await?),
+    };
+    let lag = events::lag(&mut tx).await?;
+    let totals = audit::totals_since(&mut tx, since).await?;
+    let inbox = inbound::gauges(&mut tx, since).await?;
+    tx.commit().await?;
+    report(&gauges);
+    metric::EVENT_LOG_LAG.set(lag.as_secs_f64());
+    metric::OUTBOX_REQUEUED.absolute(totals.requeued);
+    metric::OUTBOX_DISCARDED.absolute(totals.discarded);
+    let age = if watch.syncs { inbox.age } else { Duration::ZERO };
+    metric::SYNC_AGE.set(age.as_secs_f64());
+    set(&metric::SYNC_INBOX_DEPTH.with(["awaits_target"]), inbox.awaits_target);
+    set(&metric::SYNC_INBOX_DEPTH.with(["poison"]), inbox.poison);
+    Ok(())
+}
+
 fn report(gauges: &Gauges) {
     for class in &gauges.classes {
         let label = class.class.as_str();
-        metrics::gauge!("outbox_depth", "lane_class" => label).set(class.depth as f64);
-        metrics::gauge!("outbox_oldest_age_seconds", "lane_class" => label).set(class.oldest_age.as_secs_f64());
-        metrics::gauge!("outbox_paused", "scope" => label).set(f64::from(u8::from(class.paused)));
+        set(&metric::OUTBOX_DEPTH.with([label]), class.depth);
+        metric::OUTBOX_OLDEST_AGE.with([label]).set(class.oldest_age.as_secs_f64());
+        metric::OUTBOX_PAUSED.with([label]).set(f64::from(u8::from(class.paused)));
     }
-    metrics::gauge!("outbox_paused", "scope" => "all").set(f64::from(u8::from(gauges.all_paused)));
-    metrics::gauge!("outbox_paused", "scope" => "lane").set(gauges.paused_lanes as f64);
-    metrics::gauge!("outbox_dead_letters").set(gauges.dead_letters as f64);
-    metrics::gauge!("outbox_held_lanes").set(gauges.held_lanes as f64);
+    metric::OUTBOX_PAUSED.with(["all"]).set(f64::from(u8::from(gauges.all_paused)));
+    set(&metric::OUTBOX_PAUSED.with(["lane"]), gauges.paused_lanes);
+    set(&metric::OUTBOX_DEAD_LETTERS.with([]), gauges.dead_letters);
+    set(&metric::OUTBOX_HELD_LANES.with([]), gauges.held_lanes);
+    set(&metric::OUTBOX_BLOCKED_ROOMS.with([]), gauges.blocked_conversations);
+    set(&metric::DEDUPE_WINDOW_RISK.with([]), gauges.beyond_the_window);
+}
+
+fn report_server(health: &Health, horizon: &mut Horizon) {
+    metric::XMIN_HORIZON_AGE.set(horizon.age(health.horizon.as_ref()).as_secs_f64());
+    for table in &health.tables {
+        let label = table.table.as_str();
+        set(&metric::LIVE_TUPLES.with([label]), table.live);
+        set(&metric::DEAD_TUPLES.with([label]), table.dead);
+        set(&metric::TABLE_SIZE.with([label]), table.bytes);
+    }
+    metric::NOTIFICATION_QUEUE.set(health.notification_queue);
+    set(&metric::CONNECTIONS.with([]), health.connections);
+    set(&metric::CONNECTIONS_MAX.with([]), health.connections_max);
+}
+
+#[expect(clippy::cast_precision_loss, reason = "gauges are floats; beyond 2^53 nobody reads the last digit")]
+fn set(gauge: &metrics::Gauge, value: i64) {
+    gauge.set(value as f64);
 }

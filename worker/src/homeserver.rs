@@ -87,6 +87,16 @@ pub(crate) struct Refusal {
     pub(crate) detail: String,
 }
 
+impl Failure {
+    /// The Matrix error code, when the answer had one.
+    pub(crate) fn errcode(&self) -> Option<&str> {
+        match self {
+            Self::Refused(refusal) => refusal.errcode.as_deref(),
+            Self::NotSent(_) | Self::NoAnswer(_) | Self::NotBuilt(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -101,7 +101,11 @@ impl Worker {
             retention,
             signals.clone(),
         )));
-        tokio::spawn(stop.clone().run_until_cancelled_owned(gauges::run(self.pool.clone())));
+        let watch = gauges::Watch {
+            dedupe_window: self.config.delivery.dedupe_window,
+            syncs: self.config.matrix.as_ref().is_some_and(|matrix| matrix.sync.enabled),
+        };
+        tokio::spawn(stop.clone().run_until_cancelled_owned(gauges::run(self.pool.clone(), watch)));
         let ended = if let Some(matrix) = self.config.matrix {
             let (delivery, keys) = (self.config.delivery, self.config.content_keys);
             deliver_until(self.pool.clone(), delivery, keys, &matrix, worker_id, signals, stop).await

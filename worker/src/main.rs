@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use shared::{
     config::programs::{WorkerCli, WorkerSettings},
-    failpoint, telemetry,
+    failpoint,
+    metric::Program,
+    telemetry,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -34,7 +36,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(config: WorkerSettings) -> anyhow::Result<()> {
-    let metrics = telemetry::start_metrics()?;
+    let metrics = telemetry::start_metrics(Program::Worker)?;
     let stop = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate())?;
     let on_signal = stop.clone();

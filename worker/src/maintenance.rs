@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use shared::{call_limits, calls, database, events, idempotency, inbound, outbox};
+use shared::{call_limits, calls, database, events, idempotency, inbound, metric, outbox};
 use sqlx::PgPool;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -36,7 +36,7 @@ pub(crate) async fn run(pool: PgPool, events_retention: Duration, signals: Signa
         match calls::time_out(&pool, BATCH).await {
             Ok(0) => {}
             Ok(ended) => {
-                metrics::counter!("matrix_voip_calls_timed_out_total").increment(ended);
+                metric::VOIP_CALLS_TIMED_OUT.increment(ended);
                 signals.tell.committed();
                 signals.look.notify_one();
             }
@@ -44,8 +44,8 @@ pub(crate) async fn run(pool: PgPool, events_retention: Duration, signals: Signa
         }
         match outbox::expire(&pool, BATCH).await {
             Ok(expired) => {
-                metrics::counter!("outbox_expired_total").increment(expired.operations);
-                metrics::counter!("matrix_voip_invite_failed_total", "reason" => "expired").increment(expired.invites);
+                metric::OUTBOX_EXPIRED.increment(expired.operations);
+                metric::VOIP_INVITE_FAILED.with(["expired"]).increment(expired.invites);
                 if expired.operations > 0 {
                     signals.tell.committed();
                 }
@@ -70,7 +70,7 @@ async fn forget(pool: &PgPool, older_than: Duration) -> Result<(), sqlx::Error> 
     while calls::wipe(pool, older_than, BATCH).await? == u64::try_from(BATCH).unwrap_or(0) {}
     loop {
         let gone = events::forget(pool, older_than, BATCH).await?;
-        metrics::counter!("event_log_forgotten_total").increment(gone);
+        metric::EVENT_LOG_FORGOTTEN.increment(gone);
         if gone < u64::try_from(BATCH).unwrap_or(0) {
             return Ok(());
         }

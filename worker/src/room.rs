@@ -12,6 +12,7 @@ use shared::{
     chat::{self, RoomPlan},
     failpoint::{Point, reach},
     ids::{ConversationId, MatrixUserId, RoomId, UserId},
+    metric,
     outbox::Kind,
 };
 use sqlx::PgPool;
@@ -116,8 +117,10 @@ impl Rooms {
     pub(crate) async fn ensure(&self, step: &RoomStep<'_>) -> Result<RoomId, RoomError> {
         let conversation_id = step.conversation_id;
         if let Some(room_id) = self.whole.get(&conversation_id).await {
+            metric::ROOM_CACHE.with(["hit"]).increment(1);
             return self.still_standing(step, room_id).await;
         }
+        metric::ROOM_CACHE.with(["miss"]).increment(1);
         let (known, plan) = self.load(conversation_id).await?;
         let room_id = match known {
             Some((room_id, true)) => room_id,
@@ -285,7 +288,7 @@ impl Rooms {
                 continue;
             }
             tracing::info!(conversation.id = %conversation_id, "the room was replaced: going on in the new one");
-            metrics::counter!("matrix_room_creation_total", "result" => "replaced").increment(1);
+            metric::ROOM_CREATION.with(["replaced"]).increment(1);
             {
                 let mut conn = self.pool.acquire().await?;
                 if !chat::replace_room(&mut conn, conversation_id, from, &next).await? {
@@ -371,13 +374,13 @@ impl Rooms {
         match created {
             Ok(room_id) => {
                 reach(Point::RoomCreated);
-                metrics::counter!("matrix_room_creation_total", "result" => "created").increment(1);
+                metric::ROOM_CREATION.with(["created"]).increment(1);
                 let room_id = self.save(conversation_id, &room_id, false, &[]).await?;
                 reach(Point::RoomNoted);
                 self.make_whole(step, room_id, plan).await
             }
             Err(failure @ (Failure::NotSent(_) | Failure::Refused(Refusal { status: 429, .. }))) => {
-                metrics::counter!("matrix_room_creation_total", "result" => "failed").increment(1);
+                metric::ROOM_CREATION.with(["failed"]).increment(1);
                 Err(failure.into())
             }
             Err(failure) => {
@@ -385,7 +388,7 @@ impl Rooms {
                 if let Some(room_id) = self.homeserver.resolve_alias(&alias).await? {
                     return self.adopt(step, &alias, room_id, plan).await;
                 }
-                metrics::counter!("matrix_room_creation_total", "result" => "failed").increment(1);
+                metric::ROOM_CREATION.with(["failed"]).increment(1);
                 Err(failure.into())
             }
         }
@@ -403,7 +406,7 @@ impl Rooms {
         self.state_of_ours(conversation_id, alias, &room_id).await?;
         self.save(conversation_id, &room_id, false, &[]).await?;
         let room_id = self.make_whole(step, room_id, plan).await?;
-        metrics::counter!("matrix_room_creation_total", "result" => "adopted").increment(1);
+        metric::ROOM_CREATION.with(["adopted"]).increment(1);
         Ok(room_id)
     }
 
@@ -413,7 +416,7 @@ impl Rooms {
         match self.homeserver.delete_alias(alias).await {
             Ok(()) => {
                 reach(Point::RoomAbandoned);
-                metrics::counter!("matrix_room_creation_total", "result" => "abandoned").increment(1);
+                metric::ROOM_CREATION.with(["abandoned"]).increment(1);
                 tracing::warn!(alias, "the room under the alias never came to be: making another");
                 Ok(true)
             }

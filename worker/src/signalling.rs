@@ -3,6 +3,7 @@
 use serde_json::{Value, value::RawValue};
 use shared::{
     calls::{EndReason, SignalKind},
+    metric,
     outbox::{ClaimedOperation, Kind, Mode, Outcome},
 };
 
@@ -15,17 +16,17 @@ pub(crate) fn report(operation: &ClaimedOperation, outcome: &Outcome, error: Opt
         (SignalKind::Invite, Outcome::Delivered { event_id, room_id })
             if !matches!(operation.mode, Mode::Close { .. }) =>
         {
-            metrics::counter!("matrix_voip_invite_sent_total").increment(1);
+            metric::VOIP_INVITE_SENT.increment(1);
             tracing::info!(%call_id, %room_id, %event_id, "matrix_voip.send_invite");
         }
         (SignalKind::Hangup, Outcome::Delivered { .. }) => {
             let detail = call.signals.first().and_then(|signal| signal.detail.as_deref());
-            metrics::counter!("matrix_voip_hangup_sent_total", "reason" => reason(detail)).increment(1);
+            metric::VOIP_HANGUP_SENT.with([reason(detail)]).increment(1);
         }
         // One that somebody took back in time did not fail.
         (SignalKind::Invite, Outcome::Expired) if call.rings_for().is_some() => {}
         (SignalKind::Invite, Outcome::Expired | Outcome::OwnFault { .. } | Outcome::GaveUp { .. }) => {
-            metrics::counter!("matrix_voip_invite_failed_total", "reason" => outcome.as_str()).increment(1);
+            metric::VOIP_INVITE_FAILED.with([outcome.as_str()]).increment(1);
         }
         _ => {}
     }
@@ -51,7 +52,7 @@ pub(crate) fn candidates_sent(operation: &ClaimedOperation, content: &RawValue) 
         count += 1;
         tracing::debug!(call_id = %call.call_id, candidate = sort(candidate), "matrix_voip.ice_candidate");
     }
-    metrics::counter!("matrix_voip_ice_candidates_sent_total").increment(count);
+    metric::VOIP_ICE_CANDIDATES_SENT.increment(count);
 }
 
 /// Type and protocol of a candidate, never its address.

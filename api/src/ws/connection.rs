@@ -14,6 +14,7 @@ use shared::{
     database,
     events::{self, Page, Position, Span},
     ids::UserId,
+    metric,
     token::Identity,
 };
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
@@ -105,9 +106,9 @@ pub(crate) async fn serve(
         Err(end) => end,
     };
     drop(place);
-    metrics::counter!("ws_closed_total", "why" => end.as_str()).increment(1);
+    metric::WS_CLOSED.with([end.as_str()]).increment(1);
     if end == End::Slow {
-        metrics::counter!("ws_slow_clients_total").increment(1);
+        metric::WS_SLOW_CLIENTS.increment(1);
     }
     tracing::debug!(user.id = %identity.user_id, why = end.as_str(), "connection ends");
     say_goodbye(&mut socket, end, state.websocket.write_timeout).await;
@@ -230,7 +231,7 @@ impl Connection<'_> {
             self.send(&Frame::Ready { cursor: newest }).await?;
             return Ok(newest);
         };
-        metrics::counter!("ws_resumes_total").increment(1);
+        metric::WS_RESUMES.increment(1);
         // Whether the log reaches back so far, the first page will tell.
         let readable = since.parse();
         let cursor = readable.unwrap_or(newest);
@@ -269,7 +270,7 @@ impl Connection<'_> {
 
     /// The connection outlives the database's absence: what it missed stands in the log.
     async fn database_failed(&mut self, error: &sqlx::Error) -> Result<(), End> {
-        metrics::counter!("event_log_errors_total").increment(1);
+        metric::EVENT_LOG_ERRORS.increment(1);
         if database::is_unavailable(error) {
             tracing::debug!(%error, "a connection cannot read the event log; trying again");
         } else {
@@ -282,7 +283,7 @@ impl Connection<'_> {
     }
 
     async fn resync(&mut self, cursor: Position, reason: Resync) -> Result<(), End> {
-        metrics::counter!("ws_resyncs_total", "reason" => reason.as_str()).increment(1);
+        metric::WS_RESYNCS.with([reason.as_str()]).increment(1);
         self.send(&Frame::Resync { cursor, reason }).await
     }
 
@@ -306,7 +307,7 @@ impl Connection<'_> {
             End::Broken
         })?;
         self.write(Message::Text(text.into())).await?;
-        metrics::counter!("ws_frames_total", "type" => frame.name()).increment(1);
+        metric::WS_FRAMES.with([frame.name()]).increment(1);
         Ok(())
     }
 

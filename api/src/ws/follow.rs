@@ -9,6 +9,7 @@ use std::{
 use shared::{
     events::{self, EventKind, Position, Tail},
     ids::{ConversationId, UserId},
+    metric,
 };
 use sqlx::PgPool;
 use tokio::{sync::Notify, time};
@@ -35,7 +36,7 @@ pub(crate) async fn run(pool: PgPool, hub: Arc<Hub>, look: Arc<Notify>, every: D
             Ok(Read::All) => every,
             Err(error) => {
                 tracing::warn!(%error, "the event log cannot be read; trying again");
-                metrics::counter!("event_log_errors_total").increment(1);
+                metric::EVENT_LOG_ERRORS.increment(1);
                 every
             }
         };
@@ -58,7 +59,7 @@ async fn read(pool: &PgPool, hub: &Hub, at: &mut Option<Position>) -> Result<Rea
         None => *at.insert(events::newest(&mut conn).await?),
     };
     let Tail { entries, through, more, lost, lag } = events::tail(&mut conn, from, BATCH).await?;
-    metrics::gauge!("event_log_lag_seconds").set(lag.unwrap_or_default().as_secs_f64());
+    metric::EVENT_LOG_LAG.set(lag.unwrap_or_default().as_secs_f64());
     // While nobody is here, nobody needs to be found.
     if !hub.skip_if_empty(through) {
         let mut concerned: HashMap<UserId, BTreeSet<ConversationId>> = HashMap::new();

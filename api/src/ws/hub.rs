@@ -11,6 +11,7 @@ use std::{
 use shared::{
     events::Position,
     ids::{ConversationId, UserId},
+    metric,
 };
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -76,7 +77,7 @@ impl Hub {
         inner.connections += 1;
         let wake = Arc::new(Notify::new());
         inner.seats.entry(user_id).or_default().insert(id, Seat { unread: None, wake: Arc::clone(&wake) });
-        metrics::gauge!("ws_connections").increment(1.0);
+        metric::WS_CONNECTIONS.increment(1.0);
         Ok(Place { hub: Arc::clone(self), user_id, id, wake })
     }
 
@@ -154,6 +155,6 @@ impl Drop for Place {
                 inner.seats.remove(&self.user_id);
             }
         }
-        metrics::gauge!("ws_connections").decrement(1.0);
+        metric::WS_CONNECTIONS.decrement(1.0);
     }
 }

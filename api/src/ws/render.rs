@@ -7,6 +7,7 @@ use shared::{
     chat,
     events::{Entry, EventKind},
     ids::{CallId, ConversationId, MessageId, ReactionId, SignalId, UserId},
+    metric,
     seal::KeyRing,
 };
 use sqlx::PgConnection;
@@ -184,7 +185,7 @@ impl Rows {
 /// One damaged content must not keep a client from all that follows.
 fn readable<T, E: std::fmt::Display>(read: Result<T, E>) -> Option<T> {
     read.inspect_err(|error| {
-        metrics::counter!("ws_frames_unreadable_total").increment(1);
+        metric::WS_FRAMES_UNREADABLE.increment(1);
         tracing::error!(%error, "an event is not shown: its content cannot be opened");
     })
     .ok()

@@ -14,6 +14,7 @@ use crate::{
     chat::Turn,
     events::{self, EventKind},
     ids::{CallId, OutboxId, UserId},
+    metric,
 };
 
 /// Who ends a call.
@@ -42,11 +43,11 @@ pub(super) async fn end(
     };
     row::ended(conn, turn.conversation_id, call.call_id, reason, by, replaced_by, turn.at).await?;
     if let Some(took) = call.answered_at.and_then(|answered_at| Duration::try_from(turn.at - answered_at).ok()) {
-        metrics::histogram!("matrix_voip_call_duration_seconds").record(took.as_secs_f64());
+        metric::VOIP_CALL_DURATION.record(took.as_secs_f64());
     }
     let never_left = carry::take_back(conn, turn, call.call_id).await?;
     if never_left && reason == EndReason::InviteTimeout {
-        metrics::counter!("matrix_voip_invite_failed_total", "reason" => "expired").increment(1);
+        metric::VOIP_INVITE_FAILED.with(["expired"]).increment(1);
     }
     let closing = closing(conn, turn, call, reason, ender, replaced_by).await?;
     // What our own clients see is what was done here; what goes to Matrix may be another word for it.

@@ -29,6 +29,7 @@ use crate::{
 
 mod calls;
 mod echo;
+mod gauges;
 mod leader;
 mod members;
 mod messages;
@@ -37,6 +38,7 @@ mod people;
 mod redactions;
 mod targets;
 
+pub use gauges::{InboxGauges, gauges};
 pub use leader::{Leadership, lead};
 pub use members::change_under_way;
 pub use parked::{forget_parked, park_poison};

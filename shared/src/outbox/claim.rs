@@ -128,6 +128,8 @@ pub struct ClaimedOperation {
     pub enqueued_at: OffsetDateTime,
     /// How long it has waited, by the database's clock.
     pub waited: Duration,
+    /// How long ago it might have gone for the first time since it was enqueued, failed, or came back.
+    pub queued: Duration,
     /// The Matrix user who sends it.
     pub sender: String,
     /// That user's device; empty for none.
@@ -358,6 +360,7 @@ struct DueRow {
     first_failed_at: Option<OffsetDateTime>,
     last_failed_at: Option<OffsetDateTime>,
     enqueued_at: OffsetDateTime,
+    due_at: OffsetDateTime,
     maybe_sent_at: Option<OffsetDateTime>,
     sender: Option<String>,
     device: Option<String>,
@@ -400,7 +403,7 @@ async fn due_operations(
         select o.conversation_id as "conversation_id!: ConversationId", o.lane_id as "lane_id!: LaneId",
             o.seq as "seq!", o.outbox_id as "outbox_id!: OutboxId", o.kind as "kind!", o.subject_id as "subject_id!",
             o.revision, o.attempts as "attempts!", o.failures as "failures!", o.first_failed_at, o.last_failed_at,
-            o.enqueued_at as "enqueued_at!",
+            o.enqueued_at as "enqueued_at!", o.due_at as "due_at!",
             o.maybe_sent_at, o.sender, o.device, o.target_outbox_id as "target_outbox_id: OutboxId",
             s.event_id as "known_event_id?: EventId",
             m.author_id as "author_id?: UserId", m.deleted_at is not null as "deleted!",
@@ -571,6 +574,7 @@ impl DueRow {
             since_failure: self.last_failed_at.and_then(age),
             enqueued_at: self.enqueued_at,
             waited: (now - self.enqueued_at).try_into().unwrap_or_default(),
+            queued: (now - self.due_at).try_into().unwrap_or_default(),
             sender,
             device,
             maybe_sent_at: self.maybe_sent_at,

@@ -39,11 +39,22 @@ pub struct Gauges {
     pub paused_lanes: i64,
     /// Whether everything is paused.
     pub all_paused: bool,
+    /// Conversations of which a lane is held, or waits for its next attempt; of up to [`COUNTED_LANES`] lanes of each sort.
+    pub blocked_conversations: i64,
+    /// Operations that may have arrived longer ago than the homeserver is trusted to remember, up to [`COUNTED_LETTERS`].
+    pub beyond_the_window: i64,
 }
 
-/// Reads the figures. In a transaction of its own, which it gives a time limit.
-pub async fn gauges(conn: &mut PgConnection) -> Result<Gauges, sqlx::Error> {
-    sqlx::query!("select set_config('statement_timeout', $1, true)", PATIENCE).fetch_one(&mut *conn).await?;
+/// Bounds what the rest of a transaction may cost the database.
+pub async fn limit_patience(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query!("select set_config('statement_timeout', $1, true)", PATIENCE).fetch_one(conn).await?;
+    Ok(())
+}
+
+/// Reads the figures. In a transaction of its own, which it gives a time limit. `dedupe_window`: for how long the homeserver
+/// is trusted to remember a transaction.
+pub async fn gauges(conn: &mut PgConnection, dedupe_window: Duration) -> Result<Gauges, sqlx::Error> {
+    limit_patience(conn).await?;
     let row = sqlx::query!(
         r#"
         select
@@ -70,13 +81,60 @@ pub async fn gauges(conn: &mut PgConnection) -> Result<Gauges, sqlx::Error> {
             paused: row.paused.iter().any(|scope| scope == class.as_str()),
         });
     }
+    let (blocked_conversations, beyond_the_window) =
+        (blocked(conn).await?, beyond_the_window(conn, dedupe_window).await?);
     Ok(Gauges {
         classes,
         dead_letters: row.dead_letters,
         held_lanes: row.held_lanes,
         paused_lanes: row.paused_lanes,
         all_paused: row.paused.iter().any(|scope| scope == "all"),
+        blocked_conversations,
+        beyond_the_window,
     })
+}
+
+/// A lane that is due later and not paused waits after a failed attempt: nothing else puts one off.
+async fn blocked(conn: &mut PgConnection) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"
+        select count(distinct conversation_id) as "blocked!" from (
+            (select conversation_id, null::timestamptz as paused_until from lanes where hold is not null limit $1)
+            union all
+            (
+                select conversation_id, paused_until from lanes
+                where lane_class = 'call' and due_at > outbox_now()
+                order by due_at
+                limit $1
+            )
+            union all
+            (
+                select conversation_id, paused_until from lanes
+                where lane_class = 'chat' and due_at > outbox_now()
+                order by due_at
+                limit $1
+            )
+        ) l
+        where paused_until is null or paused_until <= outbox_now()
+        "#,
+        COUNTED_LANES,
+    )
+    .fetch_one(conn)
+    .await
+}
+
+async fn beyond_the_window(conn: &mut PgConnection, dedupe_window: Duration) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"
+        select count(*) as "beyond!" from (
+            select 1 from outbox where maybe_sent_at < outbox_now() - make_interval(secs => $1) limit $2
+        ) o
+        "#,
+        dedupe_window.as_secs_f64(),
+        COUNTED_LETTERS,
+    )
+    .fetch_one(conn)
+    .await
 }
 
 async fn depth(conn: &mut PgConnection, class: LaneClass) -> Result<i64, sqlx::Error> {

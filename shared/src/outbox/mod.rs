@@ -73,7 +73,7 @@ pub use enqueue::{Operation, enqueue};
 pub use evidence::{Evidence, late_evidence, membership_echo};
 pub(crate) use evidence::{evidence_in_turn, membership_echo_in_turn};
 pub use expire::{Expired, expire};
-pub use gauges::{COUNTED_LETTERS, ClassGauges, Gauges, gauges};
+pub use gauges::{COUNTED_LETTERS, ClassGauges, Gauges, gauges, limit_patience};
 pub use list::{
     Cursor, DeadFilter, DeadLetter, HeldLane, LiveOperation, PauseOfClass, PausedLane, dead_letters, held_lanes,
     live_operations, paused_lanes, pauses,

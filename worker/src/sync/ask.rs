@@ -10,6 +10,7 @@ use shared::{
     config::InvitePolicy,
     ids::{ConversationId, RoomId},
     inbound::{self, Asked, Incoming, Membership, What},
+    metric,
 };
 use sqlx::PgPool;
 
@@ -133,7 +134,7 @@ impl<'a> Asker<'a> {
             }
         }
         if self.invites == InvitePolicy::Ignore {
-            metrics::counter!("matrix_invites_total", "answer" => "ignored").increment(1);
+            metric::INVITES.with(["ignored"]).increment(1);
             return Ok(());
         }
         tokio::spawn(async move {
@@ -141,11 +142,11 @@ impl<'a> Asker<'a> {
                 // It is gone, or never was: nothing is left to turn down.
                 Ok(()) | Err(Failure::Refused(Refusal { status: 403 | 404, .. })) => {
                     tracing::info!(room.id = %room_id, "an invitation of the service account was turned down");
-                    metrics::counter!("matrix_invites_total", "answer" => "rejected").increment(1);
+                    metric::INVITES.with(["rejected"]).increment(1);
                 }
                 Err(failure) => {
                     tracing::warn!(room.id = %room_id, error = %failure, "an invitation could not be turned down");
-                    metrics::counter!("matrix_invites_total", "answer" => "failed").increment(1);
+                    metric::INVITES.with(["failed"]).increment(1);
                 }
             }
         });

@@ -1,7 +1,7 @@
 //! What a sync left out: a timeline that says it is limited has lost its beginning. It is fetched from where the sync
 //! began, page by page and in order, before anything later of that room is applied.
 
-use shared::inbound::Leadership;
+use shared::{inbound::Leadership, metric};
 use tokio::time::sleep;
 
 use super::{
@@ -32,7 +32,7 @@ pub(super) async fn fill(
     asker: &Asker<'_>,
     gap: &Gap<'_>,
 ) -> Result<(), SyncError> {
-    metrics::counter!("matrix_sync_gaps_total").increment(1);
+    metric::SYNC_GAPS.increment(1);
     let mut from = gap.from.map(str::to_owned);
     loop {
         let (events, next) = page(homeserver, gap, from.as_deref()).await?;

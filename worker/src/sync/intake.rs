@@ -10,6 +10,7 @@ use shared::{
     failpoint::{Point, reach},
     ids::{ConversationId, EventId, RoomId},
     inbound::{self, Applied, InboundError, Inbox, Incoming, Leadership, What},
+    metric,
     seal::KeyRing,
     wake::Wake,
 };
@@ -89,7 +90,7 @@ impl Intake<'_> {
         let mut tombstones = Vec::new();
         for (room, events) in rooms {
             let received = u64::try_from(events.len()).unwrap_or(u64::MAX);
-            metrics::counter!("matrix_sync_events_received_total").increment(received);
+            metric::SYNC_EVENTS_RECEIVED.increment(received);
             if events.iter().any(|event| is_tombstone(event)) {
                 tombstones.push(room.clone());
             }
@@ -232,7 +233,7 @@ impl Intake<'_> {
             self.tell.committed();
             self.look.notify_one();
         }
-        metrics::counter!("matrix_voip_answer_received_total").increment(answers);
+        metric::VOIP_ANSWER_RECEIVED.increment(answers);
         for applied in applied {
             count(applied);
         }
@@ -326,22 +327,22 @@ fn age_of(event: &Incoming) -> Duration {
 fn count(applied: Applied) {
     match applied {
         Applied::Changed | Applied::Unchanged => {
-            metrics::counter!("matrix_sync_events_applied_total").increment(1);
+            metric::SYNC_EVENTS_APPLIED.increment(1);
         }
         Applied::Duplicate => {
-            metrics::counter!("matrix_duplicate_events_total", "source" => "redelivery").increment(1);
+            metric::DUPLICATE_EVENTS.with(["redelivery"]).increment(1);
         }
-        Applied::Echo(true) => metrics::counter!("matrix_sync_echoes_total", "settled" => "true").increment(1),
+        Applied::Echo(true) => metric::SYNC_ECHOES.with(["true"]).increment(1),
         Applied::Echo(false) => {
-            metrics::counter!("matrix_sync_echoes_total", "settled" => "false").increment(1);
-            metrics::counter!("matrix_duplicate_events_total", "source" => "echo").increment(1);
+            metric::SYNC_ECHOES.with(["false"]).increment(1);
+            metric::DUPLICATE_EVENTS.with(["echo"]).increment(1);
         }
         Applied::Unmatched => {
-            metrics::counter!("matrix_sync_events_skipped_total", "reason" => "own_without_operation").increment(1);
+            metric::SYNC_EVENTS_SKIPPED.with(["own_without_operation"]).increment(1);
         }
-        Applied::Parked => metrics::counter!("matrix_sync_events_parked_total").increment(1),
+        Applied::Parked => metric::SYNC_EVENTS_PARKED.increment(1),
         Applied::Refused(reason) => {
-            metrics::counter!("matrix_sync_events_skipped_total", "reason" => reason).increment(1);
+            metric::SYNC_EVENTS_SKIPPED.with([reason]).increment(1);
         }
     }
 }

@@ -14,6 +14,7 @@ use shared::{
     config::SyncConfig,
     ids::{RoomId, WorkerId},
     inbound::{self, Leadership},
+    metric,
     seal::KeyRing,
     wake::Wake,
 };
@@ -78,7 +79,7 @@ pub(crate) async fn run(sync: Sync, stop: CancellationToken) {
             Ok(()) => wait = FIRST_WAIT,
             Err(panic) => {
                 tracing::error!(error = %panic, "the sync loop crashed; it begins again");
-                metrics::counter!("matrix_sync_crashes_total").increment(1);
+                metric::SYNC_CRASHES.increment(1);
                 pause(&stop, wait).await;
                 wait = (wait * 2).min(LONGEST_WAIT);
             }
@@ -93,7 +94,7 @@ async fn pause(stop: &CancellationToken, wait: Duration) {
 impl Sync {
     /// Waits until nobody leads, and then leads, until the lead is lost.
     async fn take_part(self, stop: CancellationToken) {
-        metrics::gauge!("matrix_sync_leader").set(0.0);
+        metric::SYNC_LEADER.set_bool(false);
         while !stop.is_cancelled() {
             let user = self.homeserver.service_user();
             let led = async {
@@ -103,9 +104,9 @@ impl Sync {
             match led.await {
                 Ok(Some(leadership)) => {
                     tracing::info!(sync.epoch = leadership.epoch, "Matrix sync loop started");
-                    metrics::gauge!("matrix_sync_leader").set(1.0);
+                    metric::SYNC_LEADER.set_bool(true);
                     self.lead(leadership, &stop).await;
-                    metrics::gauge!("matrix_sync_leader").set(0.0);
+                    metric::SYNC_LEADER.set_bool(false);
                     return;
                 }
                 Ok(None) => {}
@@ -157,7 +158,7 @@ impl Sync {
                 }
                 Err(error) => {
                     tracing::warn!(%error, wait = ?wait, "the sync did not succeed; trying again");
-                    metrics::counter!("matrix_sync_failures_total").increment(1);
+                    metric::SYNC_FAILURES.increment(1);
                     sleep(asked_to_wait(&error).unwrap_or(wait).max(wait)).await;
                     wait = (wait * 2).min(LONGEST_WAIT);
                 }
@@ -190,12 +191,12 @@ impl Sync {
                     followed.push((Room { conversation_id, room_id }, timeline));
                 } else {
                     let events = u64::try_from(timeline.events.len()).unwrap_or(u64::MAX);
-                    metrics::counter!("matrix_sync_events_skipped_total", "reason" => "unknown_room").increment(events);
+                    metric::SYNC_EVENTS_SKIPPED.with(["unknown_room"]).increment(events);
                 }
             }
             self.apply(leadership, intake, asker, span, followed, true).await?
         };
-        metrics::gauge!("matrix_sync_lag_seconds").set(applied.lag.as_secs_f64());
+        metric::SYNC_LAG.set(applied.lag.as_secs_f64());
         leadership.next_batch = Some(next_batch);
         Ok(())
     }

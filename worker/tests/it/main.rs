@@ -15,6 +15,7 @@ mod hour;
 mod inbound;
 mod leader;
 mod members;
+mod metrics;
 mod operators;
 mod order;
 mod outage;

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::{
     cost::{filled, pages, statement},
-    world::{End, Lane, Posted, Worker, World, echo},
+    world::{DEDUPE_WINDOW as WINDOW, End, Lane, Posted, Worker, World, echo},
 };
 
 const WAIT: Duration = Duration::from_mins(10);
@@ -737,7 +737,7 @@ async fn the_gauges_say_what_waits_and_since_when() {
     let (lane, held, paused) = (world.lane().await, world.lane().await, world.lane().await);
     let read = async || {
         let mut tx = world.begin().await;
-        outbox::gauges(&mut tx).await.unwrap()
+        outbox::gauges(&mut tx, WINDOW).await.unwrap()
     };
     let empty = read().await;
     assert!(empty.classes.iter().all(|class| class.depth == 0 && class.oldest_age.is_zero() && !class.paused));
@@ -756,6 +756,33 @@ async fn the_gauges_say_what_waits_and_since_when() {
     assert_eq!((chat.class, chat.depth, chat.paused), (LaneClass::Chat, 4, false));
     assert!(chat.oldest_age >= WAIT && chat.oldest_age < WAIT * 2, "{:?}", chat.oldest_age);
     assert_eq!((gauges.dead_letters, gauges.held_lanes, gauges.paused_lanes, gauges.all_paused), (1, 1, 1, false));
+    assert_eq!(
+        (gauges.blocked_conversations, gauges.beyond_the_window),
+        (1, 0),
+        "the one that is held, not the paused"
+    );
+}
+
+#[tokio::test]
+async fn the_gauges_say_which_conversations_wait_after_a_failure_and_what_is_in_doubt_for_too_long() {
+    let world = World::new().await;
+    let worker = Worker::new();
+    let (doubtful, refused) = (world.lane().await, world.lane().await);
+    let read = async || {
+        let mut tx = world.begin().await;
+        let gauges = outbox::gauges(&mut tx, WINDOW).await.unwrap();
+        (gauges.blocked_conversations, gauges.beyond_the_window)
+    };
+    doubtful.post("doubtful").await;
+    refused.post("refused").await;
+    assert_eq!(read().await, (0, 0), "what only waits for a worker is not blocked");
+    doubtful.step(&worker, End::Ambiguous).await;
+    refused.step(&worker, End::RefusedFor(WAIT)).await;
+    assert_eq!(read().await, (1, 0));
+    world.advance(WINDOW).await;
+    assert_eq!(read().await, (0, 1), "what is due again waits for a worker");
+    doubtful.step(&worker, End::Delivered).await;
+    assert_eq!(read().await, (0, 0));
 }
 
 #[tokio::test]
@@ -764,7 +791,7 @@ async fn the_gauges_read_no_more_when_far_more_is_dead_or_was_sent_or_waits_in_o
     for many in [12_000, 36_000] {
         let world = filled(many).await;
         let mut tx = world.begin().await;
-        let gauges = outbox::gauges(&mut tx).await.unwrap();
+        let gauges = outbox::gauges(&mut tx, WINDOW).await.unwrap();
         assert_eq!(gauges.dead_letters, outbox::COUNTED_LETTERS);
         let explain =
             |after| AssertSqlSafe(format!("explain (analyze, buffers, format json) {}", statement(GAUGES, after)));
@@ -781,13 +808,26 @@ async fn the_gauges_read_no_more_when_far_more_is_dead_or_was_sent_or_waits_in_o
             .await
             .unwrap();
         let oldest: Value = sqlx::query_scalar(explain("LaneClass::Chat =>")).fetch_one(&mut *tx).await.unwrap();
-        costs.push([pages(&counts), pages(&depth), pages(&oldest)]);
+        let blocked: Value = sqlx::query_scalar(explain("async fn blocked"))
+            .bind(outbox::COUNTED_LANES)
+            .fetch_one(&mut *tx)
+            .await
+            .unwrap();
+        let doubtful: Value = sqlx::query_scalar(explain("async fn beyond_the_window"))
+            .bind(WINDOW.as_secs_f64())
+            .bind(outbox::COUNTED_LETTERS)
+            .fetch_one(&mut *tx)
+            .await
+            .unwrap();
+        costs.push([pages(&counts), pages(&depth), pages(&oldest), pages(&blocked), pages(&doubtful)]);
     }
-    println!("pages read for counts, depth and the oldest: {costs:?}");
+    println!("pages read for counts, depth, the oldest, what is blocked and what is in doubt: {costs:?}");
     let [few, many] = costs.as_slice() else { panic!("two sizes") };
     assert!(2 * many[0] <= 3 * few[0], "the counts end at their bounds");
     assert!(many[1] <= 2 * outbox::COUNTED_LANES, "the depth is that of so many lanes at most");
     assert!(many[2] <= 20, "the oldest is the first of an index");
+    assert!(many[3] <= 3 * outbox::COUNTED_LANES, "blocked are so many lanes of each sort at most");
+    assert!(many[4] <= 10, "what is in doubt is apart from all that merely waits");
 }
 
 /// An update that touches a column of an index writes to every index of the table.
@@ -818,8 +858,21 @@ async fn what_is_indexed_for_operators_costs_the_updates_of_claims_and_settles_n
     tx.commit().await.unwrap();
     let mut tx = lane.world.begin().await;
     let before = hot(&mut tx, "outbox").await;
-    let settlement = super::world::settlement(&claim.batches[0], End::Ambiguous);
+    let settlement = super::world::settlement(&claim.batches[0], End::Refused);
     outbox::settle(&mut tx, worker.id, &[settlement]).await.unwrap();
-    let (updated, hot) = hot(&mut tx, "outbox").await;
-    assert_eq!((updated - before.0, hot - before.1), (1, 1), "a settle's update of outbox");
+    let (updated, is_hot) = hot(&mut tx, "outbox").await;
+    assert_eq!((updated - before.0, is_hot - before.1), (1, 1), "a settle's update of outbox");
+    tx.commit().await.unwrap();
+    // What is in doubt is found by an index, which it enters once.
+    for entered in [1, 0] {
+        lane.world.advance(WAIT).await;
+        let mut tx = lane.world.begin().await;
+        let claim = outbox::claim(&mut tx, &worker.request(1, 1)).await.unwrap();
+        let before = hot(&mut tx, "outbox").await;
+        let settlement = super::world::settlement(&claim.batches[0], End::Ambiguous);
+        outbox::settle(&mut tx, worker.id, &[settlement]).await.unwrap();
+        let (updated, is_hot) = hot(&mut tx, "outbox").await;
+        assert_eq!((updated - before.0, is_hot - before.1), (1, 1 - entered), "a settle that leaves it in doubt");
+        tx.commit().await.unwrap();
+    }
 }
