@@ -35,7 +35,7 @@ pub(super) async fn page(Extract(state): AppState, session: Session, mut params:
     params.finish()?;
     let mut tx = state.pool.begin().await?;
     let pauses = outbox::pauses(&mut tx).await?;
-    let paused = outbox::paused_lanes(&mut tx, None, None, FEW + 1).await?;
+    let timed = outbox::paused_lanes(&mut tx, None, None, FEW + 1).await?;
     let held = outbox::held_lanes(&mut tx, None, None, FEW + 1).await?;
     let more = |there: usize, state: &str| {
         let more = i64::try_from(there).is_ok_and(|there| there > FEW);
@@ -51,7 +51,7 @@ pub(super) async fn page(Extract(state): AppState, session: Session, mut params:
             .action(html::word_link("/console/resume?scope=held", "Resume all held lanes…"));
     }
     let held_shown = &held[..held.len().min(few)];
-    let paused_shown = &paused[..paused.len().min(few)];
+    let paused_shown = &timed[..timed.len().min(few)];
     Ok(page
         .section(pauses_table(&session, &pauses).markup())
         .section(reasons(held_shown, session.operator.may_operate))
@@ -62,7 +62,7 @@ pub(super) async fn page(Extract(state): AppState, session: Session, mut params:
         )
         .section(
             lists::paused_table("Lanes that are paused until a time", &session, paused_shown)
-                .more(more(paused.len(), "paused"))
+                .more(more(timed.len(), "paused"))
                 .markup(),
         )
         .page())
@@ -230,12 +230,11 @@ pub(super) async fn resume(
     let reason = params.reason("reason", false);
     params.finish()?;
     let (by, reason) = (operator.name(), reason.as_deref());
-    let (ended, complete) = match scope {
-        Some(scope) => (pauses::resume_scope(&state, &by, scope, reason).await?.ended, true),
-        None => {
-            let done = pauses::resume_held(&state, &by, because.as_deref(), reason).await?;
-            (done.resumed.ended, done.complete)
-        }
+    let (ended, complete) = if let Some(scope) = scope {
+        (pauses::resume_scope(&state, &by, scope, reason).await?.ended, true)
+    } else {
+        let done = pauses::resume_held(&state, &by, because.as_deref(), reason).await?;
+        (done.resumed.ended, done.complete)
     };
     let done = match (ended, complete) {
         (0, true) => "nothing_resumed",

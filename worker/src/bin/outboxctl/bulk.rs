@@ -95,8 +95,8 @@ fn in_words(args: &RequeueArgs, filter: &DeadFilter, preview: &Preview) -> Strin
     let of = count(preview.conversations, "conversation");
     lines.push(format!("{} would come back{along}; of {of}", count(preview.back, "operation")));
     if preview.lanes_waiting > 0 {
-        let lanes = count(preview.lanes_waiting, "lane");
-        lines.push(format!("{lanes} of theirs held or paused: what comes back there waits for a resume"));
+        let waiting = count(preview.lanes_waiting, "lane");
+        lines.push(format!("{waiting} of theirs held or paused: what comes back there waits for a resume"));
     }
     if preview.back > 0 {
         lines.push(format!("as of {}; to requeue exactly these:", preview.as_of));
