@@ -52,28 +52,28 @@ impl Scene {
     /// An operation dies, as when the homeserver refuses it for its own fault.
     pub(crate) async fn dies(&self, outbox_id: Uuid, errcode: &str) {
         let mut tx = self.database.pool.begin().await.unwrap();
-        let (conversation_id, lane_id): (Uuid, Uuid) = sqlx::query_as(
+        let conversation_id: Uuid = sqlx::query_scalar(
             "with gone as (delete from outbox where outbox_id = $1 returning *)
              insert into dead_letters (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision,
-                 target_outbox_id, enqueued_at, attempts, cause, errcode, hint, died_at)
+                 target_outbox_id, enqueued_at, attempts, cause, errcode, hint, died_at, user_id)
              select conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, target_outbox_id, enqueued_at,
-                 1, 'own_fault', $2, 'ask somebody who knows', outbox_now()
+                 1, 'own_fault', $2, 'ask somebody who knows', outbox_now(),
+                 outbox_user(conversation_id, kind, subject_id, outbox_id)
              from gone
-             returning conversation_id, lane_id",
+             returning conversation_id",
         )
         .bind(outbox_id)
         .bind(errcode)
         .fetch_one(&mut *tx)
         .await
         .unwrap();
-        // A statement of its own: in that one the lane's first operation would still be the one that goes.
+        // A statement sees what the one before it left.
         sqlx::query(
             "update lanes set open = open - 1,
                  due_at = outbox_due(conversation_id, lane_id, outbox_now(), hold, paused_until)
-             where conversation_id = $1 and lane_id = $2",
+             where conversation_id = $1",
         )
         .bind(conversation_id)
-        .bind(lane_id)
         .execute(&mut *tx)
         .await
         .unwrap();
