@@ -27,7 +27,7 @@ use crate::{
 /// How many events of a conversation's rooms are compared at most, the newest. Some twenty bytes of each are kept.
 const MOST_EVENTS: u64 = 1_000_000;
 
-/// How often a question is asked before the comparison is given up for now.
+/// How often a question is asked before the comparison is put off.
 const TRIES: u32 = 8;
 
 /// The first wait between two of them; it doubles.

@@ -264,7 +264,7 @@ metrics! {
     Histogram OUTBOX_END_TO_END("lane_class": LANE_CLASSES) in WAIT_SECONDS of Worker =
         "outbox_end_to_end_seconds", "of what was delivered, from its being written to its delivery";
     Gauge OUTBOX_LANES_UNDERWAY("lane_class": LANE_CLASSES) of Worker =
-        "outbox_lanes_underway", "lanes that this worker sends for now";
+        "outbox_lanes_underway", "lanes that this worker has under way";
     Gauge OUTBOX_SLOTS() of Worker =
         "outbox_slots", "lanes that this worker sends for at most";
     Counter ROOM_CREATION("result": Values::Of(&["created", "adopted", "replaced", "abandoned", "failed"])) of Worker =
