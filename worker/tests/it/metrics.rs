@@ -154,6 +154,8 @@ async fn what_stands_still_on_matrix_is_seen_as_the_age_of_the_sync() {
     let age = || metric(&worker, "matrix_sync_age_seconds");
     assert!(age().await < 60.0);
     let refused = fake.on_sync().fail(500).always();
+    // A sync that was under way may still be answered: only what comes after a refused one stands still.
+    eventually("a sync is refused", || async { (refused.hits() > 0).then_some(()) }).await;
     scene.database.advance(Duration::from_mins(10)).await;
     eventually("it is told", || async { (age().await >= 600.0).then_some(()) }).await;
     refused.remove();

@@ -15,7 +15,8 @@ use shared::testing::{
 
 use crate::scene::{Home, Scene, id, room_of};
 
-/// Leases as short as they may be: each kill stalls the lanes of the dead for one.
+/// Leases as short as they may be: each kill stalls the lanes of the dead for one. For the fake homeserver: a Synapse
+/// is waited for.
 const WORKER: [(&str, &str); 2] = [("OUTBOX_LEASE", "1s"), ("OUTBOX_HTTP_TIMEOUT", "500ms")];
 
 /// How long anything may take on a busy machine.
@@ -56,9 +57,9 @@ async fn sent_at_least(scene: &Scene, many: usize) {
 }
 
 /// Kills a worker and starts another, again and again, spread over the work.
-async fn kill_workers(plan: Plan, scene: &Scene) {
+async fn kill_workers(plan: Plan, scene: &Scene, options: &[(&str, &str)]) {
     for kill in 0..plan.kills {
-        let mut worker = scene.worker_with(&WORKER).await;
+        let mut worker = scene.worker_with(options).await;
         // Of ten operations at least six come to an event of their own.
         let until = (kill + 1) * plan.operations * 6 / 10 / (plan.kills + 1);
         sent_at_least(scene, until).await;
@@ -84,15 +85,16 @@ async fn everything_at_once(plan: Plan, home: &Home, fake: Option<&FakeHomeserve
     if let Some(fake) = fake {
         trouble(fake, plan.seed);
     }
+    let options: &[(&str, &str)] = if fake.is_some() { &WORKER } else { &[] };
     let began = Instant::now();
-    let _worker = scene.worker_with(&WORKER).await;
+    let _worker = scene.worker_with(options).await;
     let writing = clients(plan, &scene, &asked).await;
     let written = async {
         writing.done().await;
         began.elapsed()
     };
-    let (written, ()) = tokio::join!(written, kill_workers(plan, &scene));
-    let _another = scene.worker_with(&WORKER).await;
+    let (written, ()) = tokio::join!(written, kill_workers(plan, &scene, options));
+    let _another = scene.worker_with(options).await;
     drained(&scene.database).await;
     let delivered = began.elapsed();
     if let Some(fake) = fake {

@@ -16,11 +16,17 @@ use shared::testing::{
 pub(crate) struct Home {
     pub(crate) address: HomeserverAddress,
     pub(crate) account: MatrixClient,
+    /// Whether it is a Synapse: beside other tests on a small machine it takes seconds for a room.
+    real: bool,
 }
+
+/// How a worker waits for a Synapse.
+const FOR_SYNAPSE: [(&str, &str); 2] = [("OUTBOX_LEASE", "20s"), ("OUTBOX_HTTP_TIMEOUT", "15s")];
 
 impl Home {
     pub(crate) async fn of(fake: &FakeHomeserver) -> Self {
-        Self::at(HomeserverAddress::from(fake)).await
+        let address = HomeserverAddress::from(fake);
+        Self { account: service_account(&address).await, address, real: false }
     }
 
     pub(crate) async fn synapse() -> Self {
@@ -32,9 +38,9 @@ impl Home {
         .await
     }
 
+    /// A Synapse of the test's own.
     pub(crate) async fn at(address: HomeserverAddress) -> Self {
-        let account = service_account(&address).await;
-        Self { address, account }
+        Self { account: service_account(&address).await, address, real: true }
     }
 
     /// The Matrix account of a user, registered.
@@ -63,7 +69,10 @@ impl Scene {
     /// With a database that programs reach at this URL.
     pub(crate) async fn with(home: &Home, database: TestDatabase, url: &str) -> Self {
         let api = Program::start("api", &api_environment(url)).await;
-        let worker_environment = worker_environment(url, &home.account);
+        let mut worker_environment = worker_environment(url, &home.account);
+        if home.real {
+            worker_environment.extend(FOR_SYNAPSE.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        }
         let (ada, grace) = (NovaUser::new(&api), NovaUser::new(&api));
         Self { database, api, worker_environment, ada, grace }
     }
@@ -96,11 +105,17 @@ impl Scene {
         Program::start("api", &environment).await
     }
 
-    /// A conversation of the two, with a room in which one message stands.
+    /// A conversation of the two, with a room in which one message stands. Who listens from now on is told none of that:
+    /// the log is past it, which any transaction on the same servers can hold back.
     pub(crate) async fn begun(&self) -> (String, String) {
         let conversation = self.ada.create_conversation(&[self.grace.user_id]).await;
         let first = id(&self.ada.post(&conversation, "begun").await.expect(201));
         let room = room_of(&self.ada.delivered(&first).await).to_owned();
+        eventually("the log is past it", || async {
+            let unread = "select count(*) from events where xid >= pg_snapshot_xmin(pg_current_snapshot())";
+            (self.database.count(unread).await == 0).then_some(())
+        })
+        .await;
         (conversation, room)
     }
 

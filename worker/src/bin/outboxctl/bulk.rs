@@ -9,7 +9,10 @@ use shared::{
     tasks::{self, AsOf, Preview, Step, Task, TaskStatus},
 };
 use sqlx::PgPool;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::{Instant, sleep},
+};
 
 use crate::{
     Failed,
@@ -44,13 +47,15 @@ pub(crate) async fn requeue(args: &RequeueArgs) -> Result<(), Failed> {
                 .to_owned(),
         ));
     };
+    // Listened for before there is a task: from then on Ctrl-C leaves it to the workers, and says so.
+    let interrupted = signal(SignalKind::interrupt())?;
     let task = tasks::start_requeue(&mut tx, &by, &filter, as_of, args.rate, args.reason.as_deref()).await?;
     tx.commit().await?;
     shared::wake::wake_now(&pool).await;
     if args.detach {
         return ended(args, &task);
     }
-    ended(args, &follow(&pool, task).await?)
+    ended(args, &follow(&pool, task, interrupted).await?)
 }
 
 /// What would come back.
@@ -182,15 +187,13 @@ impl Progress {
 }
 
 /// Takes the steps of a task, beside whichever worker does, until it has ended. Ctrl-C leaves it to the workers.
-async fn follow(pool: &PgPool, mut task: Task) -> Result<Task, Failed> {
+async fn follow(pool: &PgPool, mut task: Task, mut interrupted: Signal) -> Result<Task, Failed> {
     let mut progress = Progress::new(&task);
-    let interrupted = tokio::signal::ctrl_c();
-    tokio::pin!(interrupted);
     let mut away_since = None;
     while task.status == TaskStatus::Running {
         let taken = tokio::select! {
             taken = one(pool, &task) => taken,
-            _ = &mut interrupted => {
+            _ = interrupted.recv() => {
                 progress.end();
                 let task_id = task.task_id;
                 eprintln!("{} of {} came back. The task goes on: the workers take its steps.", task.done, task.expected);
