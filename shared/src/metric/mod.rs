@@ -99,6 +99,11 @@ impl Values {
         }
     }
 
+    /// The listed value that stands for this one; [`OTHER`] where it has no place of its own.
+    pub fn of(&self, value: &str) -> &'static str {
+        self.listed().iter().find(|listed| **listed == value).copied().unwrap_or(OTHER)
+    }
+
     fn at_start(&self) -> &'static [&'static str] {
         match self {
             Self::Of(values) => values,
@@ -112,11 +117,9 @@ impl Values {
         if let Self::Routes = self {
             return value.to_owned().into();
         }
-        if let Some(listed) = self.listed().iter().find(|listed| **listed == value) {
-            return (*listed).into();
-        }
-        debug_assert!(self.listed().contains(&OTHER), "the table of metrics has no {value:?} for {name}");
-        OTHER.into()
+        let listed = self.of(value);
+        debug_assert!(self.listed().contains(&listed), "the table of metrics has no {value:?} for {name}");
+        listed.into()
     }
 }
 

@@ -250,6 +250,8 @@ metrics! {
         "matrix_voip_call_duration_seconds", "how long calls lasted, from the answer to the end";
     Gauge DATABASE_CONNECTIONS("state": Values::Of(&["idle", "used"])) of Both =
         "database_connections", "connections of this process to the database, as of this look";
+    Counter TRACE_EXPORTS("result": Values::Of(&["ok", "failed"])) of Both =
+        "trace_exports_total", "batches of spans handed to the collector of traces, where there is one";
 
     Counter OUTBOX_ATTEMPTS("kind": KINDS, "outcome": OUTCOMES) of Worker =
         "outbox_attempts_total", "attempts by how they ended";
