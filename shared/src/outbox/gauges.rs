@@ -94,7 +94,8 @@ pub async fn gauges(conn: &mut PgConnection, dedupe_window: Duration) -> Result<
     })
 }
 
-/// A lane that is due later and not paused waits after a failed attempt: nothing else puts one off.
+/// A lane that is due later and not paused waits after a failed attempt: nothing else puts one off for longer than a second
+/// or two, in which candidates are gathered.
 async fn blocked(conn: &mut PgConnection) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar!(
         r#"

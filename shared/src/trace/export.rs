@@ -92,12 +92,12 @@ impl Collector {
             Err(error) => Some(error.to_string()),
         };
         metric::TRACE_EXPORTS.with([if failure.is_none() { "ok" } else { "failed" }]).increment(1);
-        match (failure, self.failing.load(Ordering::Relaxed)) {
+        let was_failing = self.failing.swap(failure.is_some(), Ordering::Relaxed);
+        match (failure, was_failing) {
             (Some(error), false) => tracing::warn!(error, "the collector does not take traces; they are dropped"),
             (None, true) => tracing::info!("the collector takes traces again"),
-            (failure, _) => return self.failing.store(failure.is_some(), Ordering::Relaxed),
+            _ => {}
         }
-        self.failing.fetch_xor(true, Ordering::Relaxed);
     }
 }
 
