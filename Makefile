@@ -6,7 +6,7 @@ STACK := deploy/local/stack
 export SQLX_OFFLINE := true
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down build test calls bench drill lint deny fmt docs sqlx clean-local
+.PHONY: help demo up down build test calls oncall bench drill lint deny fmt docs sqlx dashboards clean-local
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,14 +24,19 @@ build: ## build the programs: api, worker, outboxctl
 	cargo build $(ALL) --bins
 
 # With TEST_ARGS somebody looks for certain tests only.
-test: ## run every test, on servers of its own, and `calls`; with TEST_ARGS only those that cargo test then runs
+test: ## run every test, on servers of its own, `calls` and `oncall`; with TEST_ARGS only those that cargo test then runs
 	$(if $(TEST_ARGS),,@$(STACK) calls --prepare)
+	$(if $(TEST_ARGS),,@$(STACK) oncall --prepare)
 	cargo test $(ALL) --no-run
 	$(STACK) test -- cargo test $(ALL) $(TEST_ARGS)
 	$(if $(TEST_ARGS),,@$(STACK) calls)
+	$(if $(TEST_ARGS),,@$(STACK) oncall)
 
 calls: build ## let a real browser and a real Matrix client call each other; CALLS_ARGS: --only N
 	@$(STACK) calls $(CALLS_ARGS)
+
+oncall: build ## let a real Prometheus watch a stack: every metric, every panel, no alert in health, the right ones in trouble
+	@$(STACK) oncall
 
 bench: ## measure writes, drain, latency and claims beside their limits; BENCH_ARGS: --quick, --only drain
 	cargo build --release $(ALL) --bins
@@ -42,10 +47,11 @@ drill: ## break everything while clients write, and compare; DRILL=crash|outage|
 	cargo test $(ALL) --test it --bench drill --no-run
 	$(STACK) test --no-synapse --durable -- cargo bench --profile dev $(ALL) --bench drill
 
-lint: ## check format, lints, offline query data, dependencies and scripts
+lint: ## check format, lints, offline query data, dependencies, scripts, alerts and dashboards
 	cargo fmt --all --check
 	deploy/local/dependencies.py
-	python3 -c 'import sys; [compile(open(name).read(), name, "exec") for name in sys.argv[1:]]' $(STACK) deploy/local/*.py
+	python3 -c 'import sys; [compile(open(name).read(), name, "exec") for name in sys.argv[1:]]' $(STACK) deploy/local/*.py dashboards/*.py dashboards/source/*.py
+	deploy/local/dashboards.py
 	$(STACK) schema -- deploy/local/offline_data.py check
 
 deny: ## check advisories, licences and sources of all dependencies (needs cargo-deny)
@@ -57,6 +63,9 @@ fmt: ## format the Rust code
 
 docs: ## renew the tables of metrics in worker/OPERATING.md from the code
 	RENEW_DOCS=1 cargo test $(ALL) --lib metric::docs
+
+dashboards: ## write dashboards/*.json from dashboards/source
+	dashboards/build.py
 
 sqlx: ## renew .sqlx, the offline data of the queries, from the migrations
 	$(STACK) schema -- deploy/local/offline_data.py write

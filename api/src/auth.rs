@@ -26,10 +26,14 @@ impl FromRequestParts<Arc<State>> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &Arc<State>) -> Result<Self, Self::Rejection> {
-        let token = header_token(&parts.headers)?.ok_or_else(|| unauthorized("there is no token"))?;
-        let identity = state.tokens.identify(token).map_err(refused)?;
-        Ok(Self { user_id: identity.user_id })
+        identify(state, &parts.headers).map(|identity| Self { user_id: identity.user_id })
     }
+}
+
+/// Whom the token of the header speaks for.
+pub(crate) fn identify(state: &State, headers: &HeaderMap) -> Result<Identity, ApiError> {
+    let token = header_token(headers)?.ok_or_else(|| unauthorized("there is no token"))?;
+    state.tokens.identify(token).map_err(refused)
 }
 
 fn unauthorized(why: &str) -> ApiError {

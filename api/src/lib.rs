@@ -1,7 +1,11 @@
 //! The REST and WebSocket API: it writes a message and its outbox row in one transaction, answers after the commit, and
 //! never talks to Matrix.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{Router, extract::DefaultBodyLimit, http::StatusCode};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -21,8 +25,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_http::{catch_panic::CatchPanicLayer, timeout::TimeoutLayer};
 
+pub mod admin;
 mod auth;
 mod calls;
+pub mod console;
 mod content;
 mod conversations;
 mod extract;
@@ -36,6 +42,7 @@ mod trace;
 mod transaction;
 mod ws;
 
+use console::session::{FormKey, SIGN_INS_PER_SECOND};
 use request_limits::RequestLimits;
 use ws::hub::Hub;
 
@@ -62,6 +69,10 @@ struct State {
     ice: IceConfig,
     call_limits: CallLimits,
     request_limits: RequestLimits,
+    /// Of attempts to sign in at the console, by address.
+    sign_ins: RequestLimits<IpAddr>,
+    /// Signs the console's forms.
+    forms: FormKey,
     lane_limit: i32,
     /// Wakes workers.
     wake: Wake,
@@ -126,6 +137,8 @@ impl App {
             ice: config.ice,
             call_limits: config.call_limits,
             request_limits: RequestLimits::new(config.api.requests_per_second),
+            sign_ins: RequestLimits::new(Some(SIGN_INS_PER_SECOND)),
+            forms: FormKey::new(&config.jwt_secret)?,
             lane_limit: config.api.lane_limit,
             wake,
             tell,
@@ -144,7 +157,8 @@ impl App {
     /// Answers requests until the token is cancelled, then those that are under way.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> anyhow::Result<()> {
         let (pool, sockets) = (self.state.pool.clone(), self.state.sockets.clone());
-        axum::serve(listener, self.router()).with_graceful_shutdown(stop.cancelled_owned()).await?;
+        let service = self.router().into_make_service_with_connect_info::<SocketAddr>();
+        axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await?;
         sockets.close();
         let _ = timeout(ws::GOODBYE_WITHIN, sockets.wait()).await;
         pool.close().await;
@@ -158,6 +172,8 @@ impl App {
             .merge(reactions::routes())
             .merge(calls::routes())
             .merge(ws::routes())
+            .merge(admin::routes(&self.state))
+            .merge(console::routes(&self.state))
             .merge(health::routes())
             .fallback(problem::no_such_route)
             .method_not_allowed_fallback(problem::method_not_allowed)

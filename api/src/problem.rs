@@ -1,6 +1,6 @@
 //! Errors as clients see them: RFC 9457 `application/problem+json` with a stable `code`, all made in one table.
 
-use std::{any::Any, time::Duration};
+use std::{any::Any, collections::BTreeSet, time::Duration};
 
 use axum::{
     Json,
@@ -17,10 +17,13 @@ use shared::{
     database,
     idempotency::IdempotencyError,
     metric,
+    outbox::Refused,
     seal::SealError,
     turn::TurnError,
 };
 use uuid::Uuid;
+
+use crate::admin::Scope;
 
 /// How long a client should wait before it repeats a request that met an absent database, in seconds.
 const RETRY_AFTER_SECONDS: u64 = 2;
@@ -37,6 +40,12 @@ pub(crate) struct FieldProblem {
 pub(crate) enum ApiError {
     /// No usable token.
     Unauthorized(String),
+    /// A token without what an operator's route asks for.
+    MissingScope(Scope),
+    /// A form of the console that was not of its session.
+    ForeignForm,
+    /// An operator's act that would change nothing, with the reasons.
+    Refused(Vec<Refused>),
     /// What was asked for does not exist.
     NotFound(&'static str),
     /// The caller may not.
@@ -195,17 +204,20 @@ impl From<SealError> for ApiError {
 }
 
 /// The body of every error.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub(crate) struct Problem {
     r#type: String,
-    title: &'static str,
-    status: u16,
+    pub(crate) title: &'static str,
+    pub(crate) status: u16,
     code: &'static str,
-    detail: String,
+    pub(crate) detail: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    errors: Vec<FieldProblem>,
+    pub(crate) errors: Vec<FieldProblem>,
+    /// What an operator's act did not touch, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) refused: Vec<Refused>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    error_id: Option<Uuid>,
+    pub(crate) error_id: Option<Uuid>,
     /// Where the time is known: when to try again.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after_seconds: Option<u64>,
@@ -220,6 +232,7 @@ impl Problem {
             code,
             detail: detail.into(),
             errors: Vec::new(),
+            refused: Vec::new(),
             error_id: None,
             retry_after_seconds: None,
         }
@@ -240,7 +253,10 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let retry_after = self.retry_after_seconds.unwrap_or(RETRY_AFTER_SECONDS);
+        // The console shows it as a page.
+        let problem = self.clone();
         let mut response = (status, Json(self)).into_response();
+        response.extensions_mut().insert(problem);
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if status == StatusCode::SERVICE_UNAVAILABLE || status == StatusCode::TOO_MANY_REQUESTS {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(retry_after));
@@ -272,6 +288,25 @@ impl ApiError {
                 "No usable token",
                 format!("{why}; send `Authorization: Bearer <JWT>` with `sub` (a user's UUID) and `exp`"),
             ),
+            Self::MissingScope(scope) => Problem::new(
+                StatusCode::FORBIDDEN,
+                "missing_scope",
+                "The token may not do this",
+                format!("this takes a token whose `scope` has `{}`", scope.as_str()),
+            ),
+            Self::ForeignForm => Problem::new(
+                StatusCode::FORBIDDEN,
+                "foreign_form",
+                "This form is not of your session",
+                "nothing was changed; you may have signed in anew since the page was opened: open it again",
+            ),
+            Self::Refused(refused) => {
+                let reasons: BTreeSet<_> = refused.iter().map(|refused| refused.in_words).collect();
+                let detail = reasons.into_iter().collect::<Vec<_>>().join("; ");
+                let mut problem = Problem::new(StatusCode::CONFLICT, "refused", "Nothing was changed", detail);
+                problem.refused = refused;
+                problem
+            }
             Self::NotFound(what) => {
                 Problem::new(StatusCode::NOT_FOUND, "not_found", "Not found", format!("there is no such {what}"))
             }

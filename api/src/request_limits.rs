@@ -6,6 +6,8 @@
 use std::{
     collections::HashMap,
     fmt,
+    hash::Hash,
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -27,13 +29,13 @@ const WINDOW_SECONDS: u32 = 10;
 /// Past so many users, those whose buckets are full are forgotten before another is remembered.
 const MAX_BUCKETS: usize = 100_000;
 
-/// The buckets of all users who made requests lately.
-pub(crate) struct RequestLimits {
+/// The buckets of all who made requests lately: users, or addresses.
+pub(crate) struct RequestLimits<K = UserId> {
     per_second: Option<u32>,
-    buckets: Mutex<HashMap<UserId, Bucket>>,
+    buckets: Mutex<HashMap<K, Bucket>>,
 }
 
-impl fmt::Debug for RequestLimits {
+impl<K> fmt::Debug for RequestLimits<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RequestLimits").field("per_second", &self.per_second).finish_non_exhaustive()
     }
@@ -56,10 +58,6 @@ struct Left {
 }
 
 impl RequestLimits {
-    pub(crate) fn new(per_second: Option<u32>) -> Self {
-        Self { per_second, buckets: Mutex::default() }
-    }
-
     /// Counts a request; refused when there were too many. For those that are not made over HTTP.
     pub(crate) fn count(&self, user_id: UserId) -> Result<(), ApiError> {
         match self.take(user_id, Instant::now()) {
@@ -67,22 +65,35 @@ impl RequestLimits {
             _ => Ok(()),
         }
     }
+}
 
-    fn take(&self, user_id: UserId, now: Instant) -> Option<Left> {
+impl RequestLimits<IpAddr> {
+    /// Counts an attempt of an address; when there were too many, how long to wait.
+    pub(crate) fn refused(&self, address: IpAddr) -> Option<Duration> {
+        self.take(address, Instant::now()).filter(|left| left.is_refused).map(|left| left.wait)
+    }
+}
+
+impl<K: Copy + Eq + Hash> RequestLimits<K> {
+    pub(crate) fn new(per_second: Option<u32>) -> Self {
+        Self { per_second, buckets: Mutex::default() }
+    }
+
+    fn take(&self, who: K, now: Instant) -> Option<Left> {
         let rate = f64::from(self.per_second?);
         let quota = self.per_second?.saturating_mul(WINDOW_SECONDS);
         let full = f64::from(quota);
         let mut buckets = self.lock();
         let filled =
             |bucket: Bucket| (bucket.tokens + now.saturating_duration_since(bucket.at).as_secs_f64() * rate).min(full);
-        if buckets.len() >= MAX_BUCKETS && !buckets.contains_key(&user_id) {
+        if buckets.len() >= MAX_BUCKETS && !buckets.contains_key(&who) {
             buckets.retain(|_, bucket| filled(*bucket) < full);
             // All of them are at it: whoever comes new is let in, and not counted.
             if buckets.len() >= MAX_BUCKETS {
                 return None;
             }
         }
-        let bucket = buckets.entry(user_id).or_insert(Bucket { tokens: full, at: now });
+        let bucket = buckets.entry(who).or_insert(Bucket { tokens: full, at: now });
         let tokens = filled(*bucket);
         let is_refused = tokens < 1.0;
         let tokens = if is_refused { tokens } else { tokens - 1.0 };
@@ -93,7 +104,7 @@ impl RequestLimits {
         Some(Left { quota, remaining, wait, is_refused })
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<UserId, Bucket>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<K, Bucket>> {
         // A panic leaves the numbers as they were.
         self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
-import shutil
 import socket
-import subprocess
 from functools import cache
 from pathlib import Path
 
 from matrix import new_secret
-from postgres import apt_install
+from packages import find_program, install_quietly, installs
 from processes import StartFailed
 from service import Service, write_private
 
 PROGRAM = "turnserver"
 RELAY_PORTS = 100
-# Where packages put programs that an ordinary user's PATH may lack.
-PROGRAM_PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/bin", "/usr/sbin", "/usr/local/sbin"))
-UNIT = Path("/etc/systemd/system/coturn.service")
 INSTALL_HINT = f'the TURN server "{PROGRAM}" was not found. Install it (package "coturn"), or put it on PATH'
 
 
@@ -81,27 +75,13 @@ class Coturn(Service):
 @cache
 def program() -> Path:
     """Installs it where it is missing and that is possible."""
-    found = shutil.which(PROGRAM, path=PROGRAM_PATH)
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        _install()
-        found = shutil.which(PROGRAM, path=PROGRAM_PATH)
+    found = find_program(PROGRAM)
+    if found is None and installs():
+        install_quietly("coturn")
+        found = find_program(PROGRAM)
     if found is None:
         raise StartFailed("coturn", INSTALL_HINT)
-    return Path(found)
-
-
-def _install() -> None:
-    """Debian's package starts a server that listens everywhere, now and at each boot; here only the program is wanted."""
-    masked = not os.path.lexists(UNIT) and UNIT.parent.is_dir()
-    if masked:
-        UNIT.symlink_to("/dev/null")
-    try:
-        apt_install("coturn")
-    finally:
-        if masked:
-            UNIT.unlink()
-            if systemctl := shutil.which("systemctl"):
-                subprocess.run([systemctl, "disable", "coturn"], stdin=subprocess.DEVNULL, capture_output=True)
+    return found
 
 
 def _free_udp_ports() -> tuple[int, int]:

@@ -61,6 +61,8 @@ class Synapse(Service):
         self.default_rate_limits = default_rate_limits
         # What else its configuration says.
         self.more: dict[str, Any] = {}
+        # And its environment.
+        self.variables: dict[str, str] = {}
 
     @property
     def url(self) -> str:
@@ -113,6 +115,9 @@ class Synapse(Service):
 
     def command(self) -> list[str]:
         return [str(self.python), "-m", "synapse.app.homeserver", "-c", str(self._config)]
+
+    def environment(self) -> dict[str, str]:
+        return self.variables
 
     def ready(self) -> bool:
         # The port may be somebody else's while our process is ending because of that.

@@ -1,12 +1,18 @@
 //! The trail of what operators did: a row for each act, written in the act's own transaction, never changed.
 
+use std::str::FromStr;
+
 use serde::Serialize;
 use serde_json::Value;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::{database::plan_as_asked, ids::ConversationId, outbox::Cursor};
+use crate::{
+    database::plan_as_asked,
+    ids::{ConversationId, TaskId},
+    outbox::Cursor,
+};
 
 /// What an operator does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -14,12 +20,22 @@ use crate::{database::plan_as_asked, ids::ConversationId, outbox::Cursor};
 pub enum Verb {
     /// Brings dead letters back.
     Requeue,
-    /// Throws dead letters away.
+    /// Gives operations up for good.
     Discard,
+    /// Ends what waits, as if its time were over.
+    Expire,
+    /// Says that an operation stands in its room, or is done.
+    Complete,
     /// Stops sending.
     Pause,
     /// Lets go on.
     Resume,
+    /// Compares with the room.
+    Verify,
+    /// Mends on Matrix.
+    Repair,
+    /// Ends a task before it is through.
+    Cancel,
 }
 
 impl Verb {
@@ -28,9 +44,38 @@ impl Verb {
         match self {
             Self::Requeue => "requeue",
             Self::Discard => "discard",
+            Self::Expire => "expire",
+            Self::Complete => "complete",
             Self::Pause => "pause",
             Self::Resume => "resume",
+            Self::Verify => "verify",
+            Self::Repair => "repair",
+            Self::Cancel => "cancel",
         }
+    }
+
+    const ALL: [Self; 9] = [
+        Self::Requeue,
+        Self::Discard,
+        Self::Expire,
+        Self::Complete,
+        Self::Pause,
+        Self::Resume,
+        Self::Verify,
+        Self::Repair,
+        Self::Cancel,
+    ];
+}
+
+/// Why a text is no verb of the trail.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("is none of: requeue, discard, expire, complete, pause, resume, verify, repair, cancel")]
+pub struct NoVerb;
+
+impl FromStr for Verb {
+    type Err = NoVerb;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|verb| verb.as_str() == text).ok_or(NoVerb)
     }
 }
 
@@ -44,14 +89,16 @@ pub(crate) struct Act<'a> {
     pub(crate) arguments: Value,
     pub(crate) affected: u64,
     pub(crate) reason: Option<&'a str>,
+    pub(crate) task_id: Option<TaskId>,
 }
 
 /// Writes an act down, in its transaction.
 pub(crate) async fn append(conn: &mut PgConnection, act: &Act<'_>) -> Result<(), sqlx::Error> {
     sqlx::query!(
         r#"
-        insert into audit_log (audit_id, acted_at, acted_by, verb, scope, conversation_id, arguments, affected, reason)
-        values ($1, outbox_now(), $2, $3, $4, $5, $6, $7, $8)
+        insert into audit_log (audit_id, acted_at, acted_by, verb, scope, conversation_id, arguments, affected, reason,
+            task_id)
+        values ($1, outbox_now(), $2, $3, $4, $5, $6, $7, $8, $9)
         "#,
         Uuid::now_v7(),
         act.by,
@@ -61,6 +108,7 @@ pub(crate) async fn append(conn: &mut PgConnection, act: &Act<'_>) -> Result<(),
         act.arguments,
         i64::try_from(act.affected).unwrap_or(i64::MAX),
         act.reason,
+        act.task_id.map(TaskId::as_uuid),
     )
     .execute(conn)
     .await?;
@@ -77,9 +125,9 @@ pub struct Entry {
     pub acted_at: OffsetDateTime,
     /// Who.
     pub acted_by: String,
-    /// `requeue`, `discard`, `pause` or `resume`.
+    /// What they did; see [`Verb`].
     pub verb: String,
-    /// `operations`, `all`, `class`, `conversation`, `lane` or `held`.
+    /// `operations`, `all`, `class`, `conversation`, `lane`, `held`, `filter` or `task`.
     pub scope: String,
     /// The conversation that it acted on, if it was one.
     pub conversation_id: Option<ConversationId>,
@@ -89,6 +137,8 @@ pub struct Entry {
     pub affected: i64,
     /// Why.
     pub reason: Option<String>,
+    /// The task that it began, ended or was a step of.
+    pub task_id: Option<TaskId>,
 }
 
 impl Entry {
@@ -98,10 +148,27 @@ impl Entry {
     }
 }
 
-/// The trail, newest first: all of it, or what was done to a conversation. In a transaction.
+/// Which acts.
+#[derive(Debug, Clone, Default)]
+pub struct AuditFilter {
+    /// On this conversation.
+    pub conversation_id: Option<ConversationId>,
+    /// Of this kind.
+    pub verb: Option<Verb>,
+    /// Of this operator.
+    pub by: Option<String>,
+    /// That began, ended or were a step of this task.
+    pub task_id: Option<TaskId>,
+    /// Not before.
+    pub since: Option<OffsetDateTime>,
+    /// Before.
+    pub until: Option<OffsetDateTime>,
+}
+
+/// The trail, newest first: all of it, or what a filter leaves. In a transaction.
 pub async fn entries(
     conn: &mut PgConnection,
-    conversation_id: Option<ConversationId>,
+    filter: &AuditFilter,
     before: Option<Cursor>,
     limit: i64,
 ) -> Result<Vec<Entry>, sqlx::Error> {
@@ -110,17 +177,27 @@ pub async fn entries(
         Entry,
         r#"
         select audit_id, acted_at, acted_by, verb, scope, conversation_id as "conversation_id: ConversationId",
-            arguments, affected, reason
+            arguments, affected, reason, task_id as "task_id: TaskId"
         from audit_log
         where ($1::uuid is null or conversation_id = $1)
             and ($2::timestamptz is null or (acted_at, audit_id) < ($2, $3))
+            and ($5::text is null or verb = $5)
+            and ($6::text is null or acted_by = $6)
+            and ($7::uuid is null or task_id = $7)
+            and ($8::timestamptz is null or acted_at >= $8)
+            and ($9::timestamptz is null or acted_at < $9)
         order by acted_at desc, audit_id desc
         limit $4
         "#,
-        conversation_id.map(ConversationId::as_uuid),
+        filter.conversation_id.map(ConversationId::as_uuid),
         before.map(Cursor::at),
         before.map(Cursor::id),
         limit,
+        filter.verb.map(Verb::as_str),
+        filter.by,
+        filter.task_id.map(TaskId::as_uuid),
+        filter.since,
+        filter.until,
     )
     .fetch_all(conn)
     .await

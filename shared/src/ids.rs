@@ -65,6 +65,8 @@ uuid_ids! {
     SignalId;
     /// A worker process. Fresh at every start, so that a predecessor's leases are never taken for its own.
     WorkerId;
+    /// Bulk work, or work on Matrix, that an operator asked for.
+    TaskId;
 }
 
 impl CallId {

@@ -20,11 +20,15 @@ pub mod metric;
 pub mod operator;
 pub mod outbox;
 pub mod postgres;
+pub mod reason;
 pub mod seal;
+pub mod tasks;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod token;
 pub mod trace;
 pub mod turn;
+pub mod verify;
 pub mod wake;
+pub mod workers;

@@ -9,8 +9,8 @@ use time::OffsetDateTime;
 
 use crate::{
     audit::{self, Act, Verb},
-    ids::{ConversationId, LaneId, OutboxId},
-    outbox::{self, Discard, GoingOn, HeldBatch, LaneClass, Requeue, Selection},
+    ids::{ConversationId, EventId, LaneId, OutboxId},
+    outbox::{self, Completion, Discard, Expire, GoingOn, HeldBatch, LaneClass, Requeue, Selection},
 };
 
 /// How many lanes are resumed in one act, so that no transaction is long.
@@ -79,8 +79,9 @@ pub async fn requeue(
         };
         let affected = done.back.len() as u64;
         let conversation_id = Some(conversation_id);
-        audit::append(conn, &Act { by, verb: Verb::Requeue, scope, conversation_id, arguments, affected, reason })
-            .await?;
+        let task_id = None;
+        let act = Act { by, verb: Verb::Requeue, scope, conversation_id, arguments, affected, reason, task_id };
+        audit::append(conn, &act).await?;
     }
     Ok(done)
 }
@@ -118,6 +119,63 @@ pub async fn discard(
             arguments,
             affected: done.gone.len() as u64,
             reason: Some(reason),
+            task_id: None,
+        };
+        audit::append(conn, &act).await?;
+    }
+    Ok(done)
+}
+
+/// Completes an operation of a conversation by hand; see [`outbox::complete`].
+pub async fn complete(
+    conn: &mut PgConnection,
+    by: &str,
+    conversation_id: ConversationId,
+    outbox_id: OutboxId,
+    event_id: Option<&EventId>,
+    reason: &str,
+) -> Result<Completion, sqlx::Error> {
+    let completion = outbox::complete(conn, conversation_id, outbox_id, event_id).await?;
+    if let Completion::Completed(completed) = &completion {
+        let act = Act {
+            by,
+            verb: Verb::Complete,
+            scope: "operations",
+            conversation_id: Some(conversation_id),
+            arguments: json!({
+                "outbox_ids": [outbox_id],
+                "kind": completed.kind,
+                "subject_id": completed.subject_id,
+                "event_id": event_id,
+            }),
+            affected: 1,
+            reason: Some(reason),
+            task_id: None,
+        };
+        audit::append(conn, &act).await?;
+    }
+    Ok(completion)
+}
+
+/// Ends operations of a conversation that still wait; see [`outbox::expire_all`].
+pub async fn expire(
+    conn: &mut PgConnection,
+    by: &str,
+    conversation_id: ConversationId,
+    ids: &[OutboxId],
+    reason: &str,
+) -> Result<Expire, sqlx::Error> {
+    let done = outbox::expire_all(conn, conversation_id, ids).await?;
+    if !done.gone.is_empty() {
+        let act = Act {
+            by,
+            verb: Verb::Expire,
+            scope: "operations",
+            conversation_id: Some(conversation_id),
+            arguments: json!({"outbox_ids": done.gone}),
+            affected: done.gone.len() as u64,
+            reason: Some(reason),
+            task_id: None,
         };
         audit::append(conn, &act).await?;
     }
@@ -154,6 +212,7 @@ pub async fn pause(
             arguments,
             affected,
             reason: Some(reason),
+            task_id: None,
         };
         audit::append(conn, &act).await?;
     }
@@ -189,6 +248,7 @@ pub async fn resume(
             arguments: scope.arguments(),
             affected: resumed.ended,
             reason,
+            task_id: None,
         };
         audit::append(conn, &act).await?;
     }
@@ -214,6 +274,7 @@ pub async fn resume_held(
             arguments: json!({"because": because}),
             affected: batch.resumed.ended,
             reason,
+            task_id: None,
         };
         audit::append(conn, &act).await?;
     }

@@ -120,6 +120,17 @@ impl Breaker {
         self.lock().delivered_at.is_some_and(|at| at.elapsed() < time)
     }
 
+    /// What the circuit is, in a word, and whether the homeserver accepts our token.
+    pub(crate) fn told(&self) -> (&'static str, bool) {
+        let state = self.lock();
+        let circuit = match state.circuit {
+            Circuit::Closed { .. } if !state.rests(Instant::now()) => "closed",
+            Circuit::Closed { .. } | Circuit::Ramp { .. } => "ramping_up",
+            Circuit::Open(_) => "open",
+        };
+        (circuit, state.circuit != Circuit::Open(Reason::Account))
+    }
+
     /// Takes note of a delivery.
     pub(crate) fn delivered(&self) {
         self.lock().delivered_at = Some(Instant::now());

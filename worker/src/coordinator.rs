@@ -44,6 +44,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     breaker::Breaker,
+    heartbeat::Tally,
     verdict::{self, History},
 };
 
@@ -294,6 +295,8 @@ pub(crate) struct Coordinator {
     look: Arc<Notify>,
     /// Told when clients have something to hear.
     tell: Wake,
+    /// What is counted of this process' work.
+    tally: Arc<Tally>,
     idle: Notify,
     stop: CancellationToken,
     draining: CancellationToken,
@@ -321,6 +324,7 @@ impl Coordinator {
             underway: Underway::default(),
             look,
             tell: Wake::silent(),
+            tally: Arc::default(),
             idle: Notify::new(),
             stop,
             draining: CancellationToken::new(),
@@ -332,6 +336,17 @@ impl Coordinator {
     pub(crate) fn telling(mut self, tell: Wake) -> Self {
         self.tell = tell;
         self
+    }
+
+    /// Counts what is settled, for those who ask how much this process does.
+    pub(crate) fn counting(mut self, tally: Arc<Tally>) -> Self {
+        self.tally = tally;
+        self
+    }
+
+    /// How many lanes are under way.
+    pub(crate) fn busy(&self) -> usize {
+        self.underway.count(LaneClass::Chat).0
     }
 
     /// Runs until the stop token is cancelled and everything under way is settled, or the time for that is over. Then
@@ -522,18 +537,21 @@ impl Coordinator {
         if more || settled.died > 0 {
             self.tell.committed();
         }
+        let mut failed = 0;
         let mut fenced = Vec::new();
         for (n, settlement) in std::mem::take(round).into_iter().enumerate() {
             if settled.deferred.contains(&n) {
                 round.push(settlement);
                 continue;
             }
+            failed += settlement.results.iter().filter(|result| !result.outcome.lets_the_next_go()).count();
             self.underway.lock().remove(&settlement.claim);
             if settled.fenced.contains(&n) {
                 fenced.push(settlement);
             }
         }
         self.underway.report();
+        self.tally.settled(settled.finished, failed as u64);
         reach(Point::SlotsFreed);
         self.idle.notify_one();
         while let Some(settlement) = fenced.pop() {

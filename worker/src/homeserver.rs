@@ -21,7 +21,7 @@ use ruma::{
             membership::{invite_user, join_room_by_id, kick_user, leave_room},
             message::{get_message_events, send_message_event},
             redact::redact_event,
-            room::create_room,
+            room::{create_room, get_room_event},
             state::{get_state_event_for_key, get_state_events, send_state_event},
             sync::sync_events,
             voip::get_turn_server_info,
@@ -61,6 +61,10 @@ const SYNCED_TYPES: [&str; 7] = [
     "m.call.*",
     "com.nova.outbox.void",
 ];
+
+/// The types of events that are compared with the database, and a room's first.
+const COMPARED_TYPES: [&str; 6] =
+    ["m.room.message", "m.room.redaction", "m.reaction", "m.call.*", "com.nova.outbox.void", "m.room.create"];
 
 /// Idle connections kept for the next request.
 const MAX_IDLE_CONNECTIONS: usize = 256;
@@ -245,6 +249,7 @@ pub(crate) struct StateEvent {
 /// One event of a room's history.
 #[derive(Debug, Clone, serde::Deserialize)]
 pub(crate) struct HistoryEvent {
+    pub(crate) r#type: String,
     pub(crate) event_id: String,
     pub(crate) sender: String,
     pub(crate) origin_server_ts: i64,
@@ -252,6 +257,9 @@ pub(crate) struct HistoryEvent {
     pub(crate) content: serde_json::Value,
     #[serde(default)]
     pub(crate) unsigned: serde_json::Value,
+    /// Up to room version 10 a redaction names its target here.
+    #[serde(default)]
+    pub(crate) redacts: Option<String>,
 }
 
 /// A page of a room's history.
@@ -510,6 +518,31 @@ impl Homeserver {
         let answer = self.ask(request).await?;
         let events = answer.chunk.iter().filter_map(|event| serde_json::from_str(event.json().get()).ok()).collect();
         Ok(EventPage { events, next: answer.end })
+    }
+
+    /// A page of what is compared of a room, by whomever, newest first.
+    pub(crate) async fn compared_before(&self, room_id: &RoomId, from: Option<&str>) -> Result<EventPage, Failure> {
+        let mut request = get_message_events::v3::Request::backward(room(room_id)?);
+        request.from = from.map(str::to_owned);
+        request.limit = EVENTS_A_PAGE.into();
+        let mut filter = RoomEventFilter::default();
+        filter.types = Some(COMPARED_TYPES.iter().map(|&name| name.to_owned()).collect());
+        request.filter = filter;
+        let answer = self.ask(request).await?;
+        let events = answer.chunk.iter().filter_map(|event| serde_json::from_str(event.json().get()).ok()).collect();
+        Ok(EventPage { events, next: answer.end })
+    }
+
+    /// One event of a room; none when it is not there, or not to be seen by us.
+    pub(crate) async fn event(&self, room_id: &RoomId, event_id: &EventId) -> Result<Option<HistoryEvent>, Failure> {
+        let event_id = OwnedEventId::try_from(event_id.as_str()).map_err(|_| invalid("the event id"))?;
+        match self.ask(get_room_event::v3::Request::new(room(room_id)?, event_id)).await {
+            Ok(answer) => serde_json::from_str(answer.event.json().get())
+                .map(Some)
+                .map_err(|_| Failure::NoAnswer("an event that makes no sense".to_owned())),
+            Err(Failure::Refused(refusal)) if refusal.errcode.as_deref() == Some("M_NOT_FOUND") => Ok(None),
+            Err(failure) => Err(failure),
+        }
     }
 
     /// What is new for the account since a token, or all there is without one. The homeserver holds the request for up to

@@ -35,28 +35,37 @@ mod compose;
 mod coordinator;
 mod deliver;
 pub mod doctor;
+mod errands;
 mod gauges;
+mod heartbeat;
 mod homeserver;
 mod lookup;
 mod maintenance;
 mod members;
 mod prepare;
+mod repair;
 mod room;
 mod signalling;
 mod status;
 mod sync;
+mod tasks;
 mod turn;
 mod verdict;
+mod verify;
 
 use backend::Batches;
 use breaker::Breaker;
 use coordinator::{Batch, Coordinator, Identity, Pace};
 use deliver::Deliverer;
+use heartbeat::{Delivering, Tally};
 use homeserver::{Failure, Homeserver, Whoami};
 use room::Rooms;
 
 /// How long connections may take to say goodbye.
 const POOL_CLOSES_WITHIN: Duration = Duration::from_secs(1);
+
+/// How long it may take to say that this worker has ended.
+const LEAVES_WITHIN: Duration = Duration::from_secs(1);
 
 /// How long the sync may take to end.
 const SYNC_ENDS_WITHIN: Duration = Duration::from_secs(2);
@@ -106,14 +115,16 @@ impl Worker {
             syncs: self.config.matrix.as_ref().is_some_and(|matrix| matrix.sync.enabled),
         };
         tokio::spawn(stop.clone().run_until_cancelled_owned(gauges::run(self.pool.clone(), watch)));
+        tokio::spawn(stop.clone().run_until_cancelled_owned(tasks::run(self.pool.clone(), signals.clone())));
         let ended = if let Some(matrix) = self.config.matrix {
             let (delivery, keys) = (self.config.delivery, self.config.content_keys);
             deliver_until(self.pool.clone(), delivery, keys, &matrix, worker_id, signals, stop).await
         } else {
             tracing::info!("Matrix is not enabled: nothing is claimed");
-            stop.cancelled().await;
+            stop.run_until_cancelled(heartbeat::run(self.pool.clone(), worker_id, None)).await;
             Ok(())
         };
+        let _ = timeout(LEAVES_WITHIN, heartbeat::leave(&self.pool, worker_id)).await;
         served.cancel();
         let _ = status.await;
         // A link that does not answer must not keep the process.
@@ -167,6 +178,7 @@ async fn deliver_until(
     let Signals { look, tell } = signals;
     WakeListener::start(Channel::Outbox, pool.clone(), Arc::clone(&look), stop.clone());
     let pace = Arc::new(Pace::default());
+    let tally = Arc::new(Tally::default());
     let rooms = Arc::new(Rooms::new(pool.clone(), homeserver.clone()));
     let syncing = matrix.sync.enabled.then(|| {
         let sync = sync::Sync {
@@ -179,6 +191,7 @@ async fn deliver_until(
             worker_id,
             tell: tell.clone(),
             look: Arc::clone(&look),
+            tally: Arc::clone(&tally),
         };
         tokio::spawn(sync::run(sync, stop.clone()))
     });
@@ -186,6 +199,8 @@ async fn deliver_until(
         let refreshing = turn::run(pool.clone(), keys.clone(), homeserver.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(refreshing));
     }
+    let errands = errands::Errands::new(worker_id, pool.clone(), homeserver.clone(), Arc::clone(&rooms));
+    tokio::spawn(stop.clone().run_until_cancelled_owned(errands.run()));
     let deliverer = Arc::new(Deliverer {
         keys,
         rooms,
@@ -200,7 +215,11 @@ async fn deliver_until(
     let (batches, receiver) = mpsc::channel(config.slots);
     let probing = probe(Arc::clone(&breaker), config.probe, Arc::clone(&look), deliverer.homeserver.clone());
     let probing = tokio::spawn(stop.clone().run_until_cancelled_owned(probing));
-    let coordinator = Arc::new(Coordinator::new(pool, config, identity, pace, breaker, look, stop).telling(tell));
+    let (slots, told) = (config.slots, stop.clone());
+    let coordinator = Coordinator::new(pool.clone(), config, identity, pace, Arc::clone(&breaker), look, stop);
+    let coordinator = Arc::new(coordinator.telling(tell).counting(Arc::clone(&tally)));
+    let delivering = Delivering { breaker, coordinator: Arc::clone(&coordinator), tally, slots };
+    tokio::spawn(told.run_until_cancelled_owned(heartbeat::run(pool, worker_id, Some(delivering))));
     let monitor = monitor(&Batches::new(receiver), &deliverer);
     let coordinating = tokio::spawn(coordinator.run(batches));
     // Ends when the coordinator has closed the channel; a stop that took too long leaves sends to their leases.

@@ -13,7 +13,7 @@ use shared::{
     failpoint::{Point, reach},
     ids::{ConversationId, MatrixUserId, RoomId, UserId},
     metric,
-    outbox::Kind,
+    outbox::{HOLD_ALIAS_NOT_OURS, HOLD_NEVER_IN_ROOM, HOLD_NOT_IN_REPLACEMENT, HOLD_NOT_IN_ROOM, Kind},
 };
 use sqlx::PgPool;
 use tokio::sync::Semaphore;
@@ -22,6 +22,10 @@ use crate::{
     homeserver::{Failure, Homeserver, NewRoom, Refusal, StateEvent},
     members::{self, Change, Changed},
 };
+
+mod mend;
+
+pub(crate) use mend::Aliased;
 
 /// Rooms kept in memory: about 200 bytes each.
 const CACHED_ROOMS: u64 = 100_000;
@@ -63,7 +67,7 @@ pub(crate) enum RoomError {
     #[error("{0}")]
     Shut(&'static str),
     /// The alias belongs to a room that is not ours.
-    #[error("the alias {0} belongs to a room that is not ours")]
+    #[error("the alias {0} {tail}", tail = HOLD_ALIAS_NOT_OURS)]
     NotOurs(String),
     /// The database did not answer.
     #[error(transparent)]
@@ -126,9 +130,7 @@ impl Rooms {
             Some((room_id, true)) => room_id,
             Some((room_id, false)) => match self.make_whole(step, room_id, &plan).await {
                 Err(RoomError::NotYet) if self.is_out_of_patience(conversation_id).await => {
-                    return Err(RoomError::Shut(
-                        "the service account is not in the room: invite it there, then resume the lane",
-                    ));
+                    return Err(RoomError::Shut(HOLD_NEVER_IN_ROOM));
                 }
                 made => made?,
             },
@@ -224,9 +226,7 @@ impl Rooms {
                 tracing::info!(conversation.id = %conversation_id, "joined the room again");
             }
             Err(Failure::Refused(Refusal { status: 403 | 404, .. })) => {
-                return Err(RoomError::Shut(
-                    "the service account is not in the room any more: invite it there, then resume the lane",
-                ));
+                return Err(RoomError::Shut(HOLD_NOT_IN_ROOM));
             }
             Err(failure) => return Err(failure.into()),
         }
@@ -268,10 +268,7 @@ impl Rooms {
             }
             let state = match self.state(&next).await {
                 Err(RoomError::NotYet) => {
-                    return Err(RoomError::Shut(
-                        "the room was replaced by one that the service account is not in: invite it there, then resume \
-                         the lane",
-                    ));
+                    return Err(RoomError::Shut(HOLD_NOT_IN_REPLACEMENT));
                 }
                 state => state?,
             };

@@ -88,7 +88,10 @@ async fn the_paths_and_field_names_that_clients_know_hold() {
     let edited = ada.call("PATCH", &message_path, Some(&json!({"plaintext": "Hello"}))).await.expect(200);
     assert_eq!(names(&edited), MESSAGE);
     let delivery = ada.get(&format!("{message_path}/delivery")).await;
-    assert_eq!(names(&delivery), ["ahead", "attempts", "due_at", "event_id", "message_id", "state", "waiting_for"]);
+    assert_eq!(
+        names(&delivery),
+        ["ahead", "attempts", "due_at", "event_id", "message_id", "sentence", "state", "waited", "waiting_for"]
+    );
     let deleted = ada.call("DELETE", &message_path, None).await.expect(200);
     let mut with_deletion = names(&deleted);
     with_deletion.retain(|name| name != "deletion");

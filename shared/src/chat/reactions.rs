@@ -242,7 +242,8 @@ pub async fn add_reaction(
     }
     let with_key = present.iter().filter(|(_, reaction)| !reaction.from_matrix && reaction.key == key);
     let standing: Vec<OutboxId> = with_key.filter_map(|(_, reaction)| reaction.send_outbox_id).collect();
-    let sending = if to_matrix { outbox::react(conn, turn, message_id, &standing).await? } else { Sending::Nothing };
+    let sending =
+        if to_matrix { outbox::react(conn, turn, message_id, reactor_id, &standing).await? } else { Sending::Nothing };
     let reaction_id = ReactionId::generate();
     sqlx::query!(
         r#"
@@ -293,7 +294,7 @@ pub async fn remove_reaction(
     if redacting {
         turn.advance(conn).await?;
     }
-    let sending = outbox::react(conn, turn, message_id, &[]).await?;
+    let sending = outbox::react(conn, turn, message_id, next.reactor_id, &[]).await?;
     sqlx::query!(
         r#"
         update message_reactions set send_outbox_id = $3

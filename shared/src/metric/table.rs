@@ -297,7 +297,7 @@ metrics! {
         "outbox_fenced_settles_total", "batches finished too late, of which only the evidence was kept";
     Counter ATTEMPTS_BROKEN_OFF() of Worker =
         "outbox_attempts_broken_off_total", "attempts ended by a fault of ours or by a stop; they count as unknown";
-    Counter DATABASE_ERRORS("loop": Values::Of(&["claim", "settle", "renew", "gauges"])) of Worker =
+    Counter DATABASE_ERRORS("loop": Values::Of(&["claim", "settle", "renew", "gauges", "heartbeat", "tasks"])) of Worker =
         "outbox_database_errors_total", "failed calls to the database; each is repeated";
     Counter SETTLEMENTS_REFUSED() of Worker =
         "outbox_settlements_refused_total", "results that the database will not take: a fault of ours, see the log; their lanes are taken over when the lease lapses";

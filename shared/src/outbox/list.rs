@@ -1,175 +1,21 @@
-//! Lists for operators: what is dead, what is held or paused, what waits. References only, never a text.
+//! Lists for operators: what is held or paused, what waits, what is delivered. References only, never a text.
 //!
 //! Each is one scan of an index, a page at a time, however much there is. Call them in a transaction: they have their
-//! statements planned for what is asked, since a plan that serves any filter would read everything for a rare one.
+//! statements planned for what is asked, since a plan that serves any filter would read everything for a rare one. What is
+//! dead is in `search`.
 
-use std::{fmt, str::FromStr};
+use std::time::Duration;
 
 use serde::Serialize;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::words;
+use super::{Cursor, Repair, words};
 use crate::{
     database::plan_as_asked,
-    ids::{ConversationId, LaneId, OutboxId},
+    ids::{ConversationId, EventId, LaneId, OutboxId, UserId},
 };
-
-/// Where the next page begins: after this time and id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cursor {
-    at: OffsetDateTime,
-    id: Uuid,
-}
-
-impl Cursor {
-    /// After this time and id.
-    pub(crate) const fn new(at: OffsetDateTime, id: Uuid) -> Self {
-        Self { at, id }
-    }
-
-    pub(crate) const fn at(self) -> OffsetDateTime {
-        self.at
-    }
-
-    pub(crate) const fn id(self) -> Uuid {
-        self.id
-    }
-}
-
-/// Why a text is no cursor.
-#[derive(Debug, Clone, Copy, thiserror::Error)]
-#[error("is no cursor of an earlier page")]
-pub struct NoCursor;
-
-impl fmt::Display for Cursor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.at.unix_timestamp_nanos() / 1000, self.id.simple())
-    }
-}
-
-impl FromStr for Cursor {
-    type Err = NoCursor;
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (at, id) = text.split_once('.').ok_or(NoCursor)?;
-        let micros: i64 = at.parse().map_err(|_| NoCursor)?;
-        let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1000).map_err(|_| NoCursor)?;
-        Ok(Self { at, id: id.parse().map_err(|_| NoCursor)? })
-    }
-}
-
-/// Which dead letters.
-#[derive(Debug, Clone, Default)]
-pub struct DeadFilter {
-    /// Of this conversation.
-    pub conversation_id: Option<ConversationId>,
-    /// That do this.
-    pub kind: Option<String>,
-    /// That died of this cause.
-    pub cause: Option<String>,
-    /// That the homeserver refused with this code.
-    pub errcode: Option<String>,
-}
-
-/// A dead letter.
-#[derive(Debug, Clone, Serialize)]
-pub struct DeadLetter {
-    /// The operation.
-    pub outbox_id: OutboxId,
-    /// Its conversation.
-    pub conversation_id: ConversationId,
-    /// The lane that it left.
-    pub lane_id: LaneId,
-    /// Its place there.
-    pub seq: i64,
-    /// What it does.
-    pub kind: String,
-    /// The message or the member.
-    pub subject_id: Uuid,
-    /// Which revision of the message it carries.
-    pub revision: Option<i32>,
-    /// How many attempts failed by its own fault.
-    pub attempts: i32,
-    /// True when it may stand in the room all the same.
-    pub maybe_sent: bool,
-    /// Why it died.
-    pub cause: String,
-    /// The same in words.
-    #[serde(rename = "cause_in_words")]
-    pub words: String,
-    /// The Matrix error code of the last attempt.
-    pub errcode: Option<String>,
-    /// What to do about it.
-    pub hint: String,
-    /// When it was enqueued.
-    #[serde(with = "time::serde::rfc3339")]
-    pub enqueued_at: OffsetDateTime,
-    /// When it died.
-    #[serde(with = "time::serde::rfc3339")]
-    pub died_at: OffsetDateTime,
-}
-
-impl DeadLetter {
-    /// Where the page after this one begins.
-    pub fn cursor(&self) -> Cursor {
-        Cursor { at: self.died_at, id: self.outbox_id.as_uuid() }
-    }
-}
-
-/// Dead letters, newest first.
-pub async fn dead_letters(
-    conn: &mut PgConnection,
-    filter: &DeadFilter,
-    before: Option<Cursor>,
-    limit: i64,
-) -> Result<Vec<DeadLetter>, sqlx::Error> {
-    plan_as_asked(conn).await?;
-    let rows = sqlx::query!(
-        r#"
-        select outbox_id as "outbox_id: OutboxId", conversation_id as "conversation_id: ConversationId",
-            lane_id as "lane_id: LaneId", seq, kind, subject_id, revision, attempts,
-            maybe_sent_at is not null as "maybe_sent!", cause, errcode, hint, enqueued_at, died_at
-        from dead_letters
-        where ($1::uuid is null or conversation_id = $1)
-            and ($2::text is null or kind = $2)
-            and ($3::text is null or cause = $3)
-            and ($4::text is null or errcode = $4)
-            and ($5::timestamptz is null or (died_at, outbox_id) < ($5, $6))
-        order by died_at desc, outbox_id desc
-        limit $7
-        "#,
-        filter.conversation_id.map(ConversationId::as_uuid),
-        filter.kind,
-        filter.cause,
-        filter.errcode,
-        before.map(|cursor| cursor.at),
-        before.map(|cursor| cursor.id),
-        limit,
-    )
-    .fetch_all(conn)
-    .await?;
-    Ok(rows
-        .into_iter()
-        .map(|row| DeadLetter {
-            outbox_id: row.outbox_id,
-            conversation_id: row.conversation_id,
-            lane_id: row.lane_id,
-            seq: row.seq,
-            subject_id: row.subject_id,
-            revision: row.revision,
-            attempts: row.attempts,
-            maybe_sent: row.maybe_sent,
-            words: words::cause_in_words(&row.cause).to_owned(),
-            hint: words::hint(&row.cause, row.errcode.as_deref(), &row.kind, &row.hint).to_owned(),
-            kind: row.kind,
-            cause: row.cause,
-            errcode: row.errcode,
-            enqueued_at: row.enqueued_at,
-            died_at: row.died_at,
-        })
-        .collect())
-}
 
 /// A lane that waits for somebody.
 #[derive(Debug, Clone, Serialize)]
@@ -182,6 +28,8 @@ pub struct HeldLane {
     pub lane_class: String,
     /// Why.
     pub reason: String,
+    /// What can be done about that on Matrix, by this program.
+    pub repair: Option<Repair>,
     /// How many operations wait in it.
     pub waiting: i32,
     /// When the first of them was enqueued.
@@ -197,8 +45,7 @@ pub async fn held_lanes(
     limit: i64,
 ) -> Result<Vec<HeldLane>, sqlx::Error> {
     plan_as_asked(conn).await?;
-    sqlx::query_as!(
-        HeldLane,
+    let rows = sqlx::query!(
         r#"
         select l.conversation_id as "conversation_id: ConversationId", l.lane_id as "lane_id: LaneId", l.lane_class,
             l.hold as "reason!", l.open as waiting, first.enqueued_at as "oldest_at?"
@@ -221,7 +68,19 @@ pub async fn held_lanes(
         limit,
     )
     .fetch_all(conn)
-    .await
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| HeldLane {
+            conversation_id: row.conversation_id,
+            lane_id: row.lane_id,
+            lane_class: row.lane_class,
+            repair: words::repair_of_hold(&row.reason),
+            reason: row.reason,
+            waiting: row.waiting,
+            oldest_at: row.oldest_at,
+        })
+        .collect())
 }
 
 /// A lane that is paused until a time.
@@ -245,7 +104,7 @@ pub struct PausedLane {
 impl PausedLane {
     /// Where the page after this one begins.
     pub fn cursor(&self) -> Cursor {
-        Cursor { at: self.until, id: self.lane_id.as_uuid() }
+        Cursor::new(self.until, self.lane_id.as_uuid())
     }
 }
 
@@ -270,8 +129,8 @@ pub async fn paused_lanes(
         limit $4
         "#,
         conversation_id.map(ConversationId::as_uuid),
-        after.map(|cursor| cursor.at),
-        after.map(|cursor| cursor.id),
+        after.map(Cursor::at),
+        after.map(Cursor::id),
         limit,
     )
     .fetch_all(conn)
@@ -310,6 +169,32 @@ pub async fn pauses(conn: &mut PgConnection) -> Result<Vec<PauseOfClass>, sqlx::
     .await
 }
 
+/// An id tells when it was made by the clock of the machine that made it, and rows by the database's: never so far apart.
+const CLOCKS_APART: Duration = Duration::from_hours(24);
+
+/// The first id that could have been made at a time.
+pub(super) fn first_id_at(at: OffsetDateTime) -> Uuid {
+    let ms = u128::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
+    Uuid::from_u128(ms << 80)
+}
+
+/// Which live operations. Without anything, all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LiveFilter {
+    /// Of this conversation.
+    pub conversation_id: Option<ConversationId>,
+    /// That do this.
+    pub kind: Option<String>,
+    /// Of this user: who wrote, reacted, is invited or removed, or speaks in the call.
+    pub user_id: Option<UserId>,
+    /// Whose last failure had this Matrix error code.
+    pub errcode: Option<String>,
+    /// That were enqueued then or later.
+    pub since: Option<OffsetDateTime>,
+    /// That were enqueued before then.
+    pub until: Option<OffsetDateTime>,
+}
+
 /// An operation that is still to be done.
 #[derive(Debug, Clone, Serialize)]
 pub struct LiveOperation {
@@ -323,10 +208,14 @@ pub struct LiveOperation {
     pub seq: i64,
     /// What it does.
     pub kind: String,
-    /// The message or the member.
+    /// The message, the member or the call.
     pub subject_id: Uuid,
+    /// Whose it is.
+    pub user_id: Option<UserId>,
     /// How many attempts in a row failed, for whatever reason.
     pub failures: i32,
+    /// The Matrix error code of the last failure, if it had one.
+    pub last_errcode: Option<String>,
     /// True when it may stand in the room already.
     pub maybe_sent: bool,
     /// True when it is the first of its lane.
@@ -342,10 +231,12 @@ pub struct LiveOperation {
 }
 
 /// Live operations, oldest first, after one or from the first. Their ids are UUIDs v7, so those made later sort later.
+///
+/// A conversation and an error code lead to what is asked for; a kind and a user are looked for among all that waits, in
+/// its order.
 pub async fn live_operations(
     conn: &mut PgConnection,
-    conversation_id: Option<ConversationId>,
-    kind: Option<&str>,
+    filter: &LiveFilter,
     after: Option<OutboxId>,
     limit: i64,
 ) -> Result<Vec<LiveOperation>, sqlx::Error> {
@@ -354,8 +245,9 @@ pub async fn live_operations(
         LiveOperation,
         r#"
         select o.outbox_id as "outbox_id: OutboxId", o.conversation_id as "conversation_id: ConversationId",
-            o.lane_id as "lane_id: LaneId", o.seq, o.kind, o.subject_id, o.failures,
-            o.maybe_sent_at is not null as "maybe_sent!",
+            o.lane_id as "lane_id: LaneId", o.seq, o.kind, o.subject_id,
+            outbox_user(o.conversation_id, o.kind, o.subject_id, o.outbox_id) as "user_id: UserId",
+            o.failures, o.last_errcode, o.maybe_sent_at is not null as "maybe_sent!",
             not exists (
                 select 1 from outbox b
                 where b.conversation_id = o.conversation_id and b.lane_id = o.lane_id and b.seq < o.seq
@@ -365,13 +257,117 @@ pub async fn live_operations(
         join lanes l on l.conversation_id = o.conversation_id and l.lane_id = o.lane_id
         where ($1::uuid is null or o.conversation_id = $1)
             and ($2::text is null or o.kind = $2)
-            and ($3::uuid is null or o.outbox_id > $3)
+            and ($3::uuid is null or outbox_user(o.conversation_id, o.kind, o.subject_id, o.outbox_id) = $3)
+            and ($4::text is null or o.last_errcode = $4)
+            and ($5::timestamptz is null or o.enqueued_at >= $5)
+            and ($6::timestamptz is null or o.enqueued_at < $6)
+            and ($7::uuid is null or o.outbox_id >= $7)
+            and ($8::uuid is null or o.outbox_id > $8)
         order by o.outbox_id
-        limit $4
+        limit $9
         "#,
-        conversation_id.map(ConversationId::as_uuid),
-        kind,
+        filter.conversation_id.map(ConversationId::as_uuid),
+        filter.kind,
+        filter.user_id.map(UserId::as_uuid),
+        filter.errcode,
+        filter.since,
+        filter.until,
+        filter.since.map(|since| first_id_at(since - CLOCKS_APART)),
         after.map(OutboxId::as_uuid),
+        limit,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Which delivered operations. Without anything, all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SentFilter {
+    /// Of this conversation.
+    pub conversation_id: Option<ConversationId>,
+    /// That did this.
+    pub kind: Option<String>,
+    /// Of this user.
+    pub user_id: Option<UserId>,
+    /// That were made then or later.
+    pub since: Option<OffsetDateTime>,
+    /// That were made before then.
+    pub until: Option<OffsetDateTime>,
+}
+
+/// A send that stands in its room.
+#[derive(Debug, Clone, Serialize)]
+pub struct SentOperation {
+    /// The operation.
+    pub outbox_id: OutboxId,
+    /// Its conversation.
+    pub conversation_id: ConversationId,
+    /// What it did.
+    pub kind: String,
+    /// The message or the call.
+    pub subject_id: Uuid,
+    /// Whose it is.
+    pub user_id: Option<UserId>,
+    /// Which revision of the message it carried.
+    pub revision: Option<i32>,
+    /// Its event.
+    pub event_id: EventId,
+    /// The room that has it.
+    pub room_id: String,
+    /// Who sent it there.
+    pub sender: String,
+    /// When that was written down.
+    #[serde(with = "time::serde::rfc3339")]
+    pub sent_at: OffsetDateTime,
+}
+
+impl SentOperation {
+    /// Where the page after this one begins.
+    pub fn cursor(&self) -> Cursor {
+        Cursor::new(self.sent_at, self.outbox_id.as_uuid())
+    }
+}
+
+/// How many delivered operations are looked at for a kind or a user: those are no way to them, and delivered ones are kept
+/// for ever. About a second's worth.
+const MOST_LOOKED_AT: i64 = 100_000;
+
+/// Delivered sends, those that were made last first. A kind or a user is looked for among the next 100,000 that the other
+/// wishes leave: narrow the time or name a conversation for what is rarer.
+pub async fn sent_operations(
+    conn: &mut PgConnection,
+    filter: &SentFilter,
+    before: Option<Cursor>,
+    limit: i64,
+) -> Result<Vec<SentOperation>, sqlx::Error> {
+    plan_as_asked(conn).await?;
+    sqlx::query_as!(
+        SentOperation,
+        r#"
+        select outbox_id as "outbox_id: OutboxId", conversation_id as "conversation_id: ConversationId", kind,
+            subject_id, outbox_user(conversation_id, kind, subject_id, outbox_id) as "user_id: UserId", revision,
+            event_id as "event_id: EventId", room_id, sender, sent_at
+        from (
+            select * from sent_events
+            where ($1::uuid is null or conversation_id = $1)
+                and ($2::uuid is null or outbox_id >= $2)
+                and ($3::uuid is null or outbox_id < $3)
+                and ($4::uuid is null or outbox_id < $4)
+            order by outbox_id desc
+            limit $5
+        ) looked_at
+        where ($6::text is null or kind = $6)
+            and ($7::uuid is null or outbox_user(conversation_id, kind, subject_id, outbox_id) = $7)
+        order by outbox_id desc
+        limit $8
+        "#,
+        filter.conversation_id.map(ConversationId::as_uuid),
+        filter.since.map(first_id_at),
+        filter.until.map(first_id_at),
+        before.map(Cursor::id),
+        if filter.kind.is_none() && filter.user_id.is_none() { limit } else { MOST_LOOKED_AT },
+        filter.kind,
+        filter.user_id.map(UserId::as_uuid),
         limit,
     )
     .fetch_all(conn)

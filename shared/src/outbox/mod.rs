@@ -45,13 +45,18 @@ use crate::{
     ids::{ConversationId, LaneId},
 };
 
+mod bulk;
 mod claim;
+mod complete;
+mod cursor;
 mod discard;
 mod enqueue;
 mod evidence;
 mod expire;
 mod gauges;
+mod groups;
 mod list;
+mod neighbours;
 mod outcome;
 mod park;
 mod pause;
@@ -59,41 +64,60 @@ mod proofs;
 mod related;
 mod renew;
 mod revise;
+mod search;
+mod sentence;
 mod settle;
 mod show;
 mod signalling;
+mod stats;
+mod targets;
+mod timeline;
 mod view;
 mod words;
 
+pub use bulk::RefusedCount;
+pub(crate) use bulk::{judge, requeue_of, write_parts};
 pub use claim::{
     Claim, ClaimRequest, Claimed, ClaimedOperation, LaneClaim, MaybeSent, Mode, Target, claim, oldest_due,
 };
+pub use complete::{Completed, Completion, complete};
+pub use cursor::{Cursor, NoCursor};
 pub use discard::{Discard, Discarded, discard, discard_all};
 pub use enqueue::{Operation, enqueue};
 pub use evidence::{Evidence, late_evidence, membership_echo};
 pub(crate) use evidence::{evidence_in_turn, membership_echo_in_turn};
-pub use expire::{Expired, expire};
-pub use gauges::{COUNTED_LETTERS, ClassGauges, Gauges, gauges, limit_patience};
+pub use expire::{Expire, Expired, expire, expire_all};
+pub use gauges::{ClassGauges, Gauges, beyond_the_window, gauges, limit_patience};
+pub use groups::{DeadGroup, dead_groups};
 pub use list::{
-    Cursor, DeadFilter, DeadLetter, HeldLane, LiveOperation, PauseOfClass, PausedLane, dead_letters, held_lanes,
-    live_operations, paused_lanes, pauses,
+    HeldLane, LiveFilter, LiveOperation, PauseOfClass, PausedLane, SentFilter, SentOperation, held_lanes,
+    live_operations, paused_lanes, pauses, sent_operations,
 };
+pub use neighbours::{Neighbour, is_conversation, neighbours};
 pub use outcome::{Attempt, Blame, OperationResult, Outcome};
 pub use park::{
     LaneAhead, Letter, MOST_LETTERS, Refusal, Refused, Requeue, Requeued, Selection, preview_requeue, requeue,
     requeue_all,
 };
 pub use pause::{
-    COUNTED_LANES, GoingOn, HeldBatch, hold, lanes_due, pause, pause_lanes, resume, resume_held, resume_lanes, unpause,
+    COUNTED_LANES, GoingOn, HeldBatch, hold, holds_of, lanes_due, pause, pause_lanes, resume, resume_held,
+    resume_lanes, unpause,
 };
 pub use related::{Previous, ReactionToSend, Related};
 pub use renew::renew;
 pub use revise::{Deletion, Sending, delete, edit, react, unreact};
+pub use search::{COUNTED_LETTERS, Counted, DeadFilter, DeadLetter, SHORTEST_TEXT, count_dead, dead_letters};
 pub use settle::{Settled, Settlement, settle};
 pub use show::{Death, Found, MessageFacts, Place, Shown, Withdrawal, find, message_facts, show};
 pub use signalling::{CallToSend, SignalToSend, open_signal};
+pub use stats::{ClassStats, Stats, stats};
+pub use targets::{Targets, Wanted, resolve};
+pub use timeline::{Moment, MomentKind, Timeline, conversation_timeline, operation_timeline};
 pub use view::{AttemptView, Delivery, Explanation, explain};
-pub use words::{cause_in_words, hint, left_undone};
+pub use words::{
+    HOLD_ALIAS_NOT_OURS, HOLD_NEVER_IN_ROOM, HOLD_NOT_IN_REPLACEMENT, HOLD_NOT_IN_ROOM, Repair, cause_in_words, hint,
+    left_undone, repair, repair_of_hold,
+};
 
 use words::PARENT_DEAD_HINT;
 

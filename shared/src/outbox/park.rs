@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{Kind, lock_lane};
 use crate::{
-    chat::{self, Turn},
+    chat,
     ids::{ConversationId, LaneId, OutboxId},
 };
 
@@ -40,6 +40,8 @@ pub enum Selection<'a> {
 pub struct Letter {
     /// The operation.
     pub outbox_id: OutboxId,
+    /// Its conversation.
+    pub conversation_id: ConversationId,
     /// The lane that it left.
     pub lane_id: LaneId,
     /// Its place there.
@@ -80,6 +82,24 @@ pub enum Refusal {
     Wanted,
     /// It is a message, whose operations are live: what is live is discarded by its own id only.
     Unnamed,
+    /// It is delivered.
+    Delivered,
+    /// It was never handed to a sender.
+    NeverSent,
+    /// What it does has an event, which has to be named.
+    EventMissing,
+    /// It changes a membership, which is no event that it could be completed with.
+    EventNotWanted,
+    /// What was named is no event id.
+    NoEventId,
+    /// The event is another operation's, or somebody else's.
+    EventTaken,
+    /// Its conversation has no room.
+    NoRoom,
+    /// It does not wait: it is under way, or may be there already.
+    NotWaiting,
+    /// It is a redaction or a removal, which must not be lost unnoticed.
+    MustNotBeLost,
 }
 
 impl Refusal {
@@ -106,6 +126,17 @@ impl Refusal {
             Self::Unnamed => {
                 "it is a message with live operations: `outboxctl show` has their ids; give that of the one which holds \
                  its lane"
+            }
+            Self::Delivered => "it is delivered",
+            Self::NeverSent => "it was never handed to a sender: no event can be its own",
+            Self::EventMissing => "it brings about an event: name the one that it became",
+            Self::EventNotWanted => "it changes a membership: complete it without an event",
+            Self::NoEventId => "that is no event id: it begins with $ and has at most 255 characters",
+            Self::EventTaken => "that event is another operation's, or somebody else's",
+            Self::NoRoom => "its conversation has no room yet",
+            Self::NotWaiting => "it does not wait: it is under way, may be there already, or is dead",
+            Self::MustNotBeLost => {
+                "it is a redaction or a removal: only `discard` gives it up, once its lane is held and it is the first"
             }
         }
     }
@@ -208,34 +239,70 @@ pub async fn requeue_all(
     }
     let requeue = preview_requeue(conn, conversation_id, selection).await?;
     let back: Vec<Uuid> = requeue.back.iter().map(|letter| letter.outbox_id.as_uuid()).collect();
-    sqlx::query!(
+    let conversations = vec![conversation_id.as_uuid(); back.len()];
+    bring_back(conn, turn.at, &conversations, &back).await?;
+    Ok(requeue)
+}
+
+/// Dead letters, each named by its conversation and its id, are live again, at their places. Under the locks of their
+/// conversations and lanes. Returns how many came back.
+pub(crate) async fn bring_back(
+    conn: &mut PgConnection,
+    at: OffsetDateTime,
+    conversations: &[Uuid],
+    ids: &[Uuid],
+) -> Result<u64, sqlx::Error> {
+    let entered = sqlx::query!(
         r#"
         with back as (
-            delete from dead_letters where conversation_id = $1 and outbox_id = any($2) returning *
+            delete from dead_letters d
+            using unnest($1::uuid[], $2::uuid[]) as c (conversation_id, outbox_id)
+            where d.conversation_id = c.conversation_id and d.outbox_id = c.outbox_id
+            returning d.*
         ), told as (
             insert into events (conversation_id, kind, subject_id)
             select conversation_id, case kind when 'message' then 'message_delivery' else 'call_updated' end, subject_id
             from back where kind in ('message', 'call_invite')
+        ), entered as (
+            insert into outbox (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, target_outbox_id,
+                enqueued_at, due_at, expires_at, attempts, failures, last_failed_at, maybe_sent_at, sender, device,
+                trace)
+            select b.conversation_id, b.lane_id, b.seq, b.outbox_id, b.kind, b.subject_id,
+                case when b.kind = 'edit' and b.maybe_sent_at is null then (
+                    select m.revision from messages m
+                    where m.conversation_id = b.conversation_id and m.message_id = b.subject_id
+                ) else b.revision end,
+                b.target_outbox_id, b.enqueued_at, $3, b.expires_at, 0, 0, b.died_at, b.maybe_sent_at, b.sender,
+                b.device, b.trace
+            from back b
         )
-        insert into outbox (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, target_outbox_id,
-            enqueued_at, due_at, expires_at, attempts, failures, last_failed_at, maybe_sent_at, sender, device, trace)
-        select b.conversation_id, b.lane_id, b.seq, b.outbox_id, b.kind, b.subject_id,
-            case when b.kind = 'edit' and b.maybe_sent_at is null then m.revision else b.revision end,
-            b.target_outbox_id, b.enqueued_at, $3, b.expires_at, 0, 0, b.died_at, b.maybe_sent_at, b.sender, b.device,
-            b.trace
-        from back b
-        left join messages m on m.conversation_id = b.conversation_id and m.message_id = b.subject_id
+        select conversation_id, lane_id, count(*)::integer as "back!" from back group by conversation_id, lane_id
         "#,
-        conversation_id.as_uuid(),
-        &back,
-        turn.at,
+        conversations,
+        ids,
+        at,
     )
-    .execute(&mut *conn)
+    .fetch_all(&mut *conn)
     .await?;
-    for lane in &requeue.lanes {
-        enter_lane(conn, &turn, lane.lane_id, lane.back).await?;
-    }
-    Ok(requeue)
+    let conversations: Vec<Uuid> = entered.iter().map(|lane| lane.conversation_id).collect();
+    let lanes: Vec<Uuid> = entered.iter().map(|lane| lane.lane_id).collect();
+    let back: Vec<i32> = entered.iter().map(|lane| lane.back).collect();
+    sqlx::query!(
+        r#"
+        update lanes l
+        set open = l.open + c.back,
+            due_at = outbox_due(l.conversation_id, l.lane_id, $4, l.hold, l.paused_until)
+        from unnest($1::uuid[], $2::uuid[], $3::integer[]) as c (conversation_id, lane_id, back)
+        where l.conversation_id = c.conversation_id and l.lane_id = c.lane_id
+        "#,
+        &conversations,
+        &lanes,
+        &back,
+        at,
+    )
+    .execute(conn)
+    .await?;
+    Ok(back.iter().map(|back| u64::try_from(*back).unwrap_or(0)).sum())
 }
 
 /// Says what [`requeue_all`] would do, and changes nothing.
@@ -336,6 +403,7 @@ async fn choose(
         .map(|row| Chosen {
             letter: Letter {
                 outbox_id: row.outbox_id,
+                conversation_id,
                 lane_id: row.lane_id,
                 seq: row.seq,
                 kind: row.kind,
@@ -428,22 +496,4 @@ async fn lane_ahead(
         waits: row.waits,
         waits_until: row.waits_until,
     })
-}
-
-async fn enter_lane(conn: &mut PgConnection, turn: &Turn, lane_id: LaneId, back: u64) -> Result<(), sqlx::Error> {
-    sqlx::query!(
-        r#"
-        update lanes
-        set open = open + $3,
-            due_at = outbox_due(conversation_id, lane_id, $4, hold, paused_until)
-        where conversation_id = $1 and lane_id = $2
-        "#,
-        turn.conversation_id.as_uuid(),
-        lane_id.as_uuid(),
-        i32::try_from(back).unwrap_or(i32::MAX),
-        turn.at,
-    )
-    .execute(conn)
-    .await?;
-    Ok(())
 }

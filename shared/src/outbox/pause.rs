@@ -40,6 +40,25 @@ pub async fn hold(
     Ok(pause_lanes(conn, conversation_id, Some(lane_id), None, reason).await? == 1)
 }
 
+/// Locks the lanes of a conversation and says which are held, and why.
+pub async fn holds_of(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+) -> Result<Vec<(LaneId, String)>, sqlx::Error> {
+    lock_lanes(conn, conversation_id, None).await?;
+    let rows = sqlx::query!(
+        r#"
+        select lane_id as "lane_id: LaneId", hold as "hold!" from lanes
+        where conversation_id = $1 and hold is not null
+        order by lane_id <> conversation_id, lane_id
+        "#,
+        conversation_id.as_uuid(),
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.lane_id, row.hold)).collect())
+}
+
 /// Resumes a held or paused lane. False when it is neither.
 pub async fn resume(
     conn: &mut PgConnection,

@@ -33,7 +33,7 @@ use uuid::Uuid;
 use super::{Kind, Operation, enqueue};
 use crate::{
     chat::Turn,
-    ids::{LaneId, MessageId, OutboxId},
+    ids::{LaneId, MessageId, OutboxId, UserId},
     trace::TraceParent,
 };
 
@@ -179,7 +179,7 @@ pub async fn edit(
                     not_before: None,
                     expires_at: None,
                 };
-                park(conn, turn, &operation).await?;
+                park(conn, turn, &operation, None).await?;
             }
             Ok(false)
         }
@@ -254,6 +254,7 @@ pub async fn react(
     conn: &mut PgConnection,
     turn: &Turn,
     message_id: MessageId,
+    reactor_id: UserId,
     standing: &[OutboxId],
 ) -> Result<Sending, sqlx::Error> {
     let lane_id = LaneId::from(turn.conversation_id);
@@ -291,7 +292,7 @@ pub async fn react(
         }
         None if message.from_matrix => Ok(Sending::Enqueued(outbox_id, enqueue(conn, turn, &operation).await?)),
         Some(State::Dead { .. }) => {
-            park(conn, turn, &operation).await?;
+            park(conn, turn, &operation, Some(reactor_id)).await?;
             Ok(Sending::Parked(outbox_id))
         }
         Some(State::Withdrawn) | None => Ok(Sending::Nothing),
@@ -422,13 +423,19 @@ async fn withdraw_dead(conn: &mut PgConnection, turn: &Turn, outbox_id: OutboxId
     Ok(())
 }
 
-/// An operation of a message that is dead waits with it for the requeue.
-async fn park(conn: &mut PgConnection, turn: &Turn, operation: &Operation) -> Result<(), sqlx::Error> {
+/// An operation of a message that is dead waits with it for the requeue. Whose it is may not be written down yet.
+async fn park(
+    conn: &mut PgConnection,
+    turn: &Turn,
+    operation: &Operation,
+    user_id: Option<UserId>,
+) -> Result<(), sqlx::Error> {
     sqlx::query!(
         r#"
         insert into dead_letters (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, enqueued_at,
-            attempts, trace, cause, hint, died_at)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, 0, $9, 'parent_dead', $10, $8)
+            attempts, trace, cause, hint, died_at, user_id)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, 0, $9, 'parent_dead', $10, $8,
+            coalesce($11, outbox_user($1, $5, $6, $4)))
         "#,
         turn.conversation_id.as_uuid(),
         operation.lane_id.as_uuid(),
@@ -440,6 +447,7 @@ async fn park(conn: &mut PgConnection, turn: &Turn, operation: &Operation) -> Re
         turn.at,
         turn.trace.as_ref().map(TraceParent::as_str),
         super::PARENT_DEAD_HINT,
+        user_id.map(UserId::as_uuid),
     )
     .execute(conn)
     .await?;

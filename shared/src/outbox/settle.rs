@@ -324,7 +324,8 @@ async fn wait(
                 when $7 = 1 then null
                 else first_failed_at
             end,
-            last_failed_at = $9
+            last_failed_at = $9,
+            last_errcode = $13
         where conversation_id = $1 and lane_id = $2 and seq = $3
         "#,
         claim.conversation_id.as_uuid(),
@@ -339,6 +340,7 @@ async fn wait(
         result.anew && maybe_sent_at.is_some(),
         operation.sender,
         operation.device,
+        result.attempt.as_ref().and_then(|attempt| attempt.errcode.as_deref()),
     )
     .execute(conn)
     .await?;
@@ -381,7 +383,9 @@ async fn bury(
         Outcome::GaveUp { hint } => ("gave_up", *hint),
         _ => ("parent_dead", super::PARENT_DEAD_HINT),
     };
-    let errcode = result.attempt.as_ref().and_then(|attempt| attempt.errcode.clone());
+    let attempt = result.attempt.as_ref();
+    let errcode = attempt.and_then(|attempt| attempt.errcode.as_deref());
+    let detail = attempt.and_then(|attempt| attempt.detail.as_deref());
     let with_others = operation.kind == Kind::Message;
     let moved = sqlx::query!(
         r#"
@@ -402,13 +406,15 @@ async fn bury(
         )
         insert into dead_letters (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision,
             target_outbox_id, enqueued_at, expires_at, attempts, maybe_sent_at, sender, device, trace, cause, errcode,
-            hint, died_at)
+            hint, died_at, user_id, detail)
         select conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, target_outbox_id, enqueued_at,
             expires_at, attempts + (seq = $3)::integer, maybe_sent_at, sender, device, trace,
             case when seq = $3 then $6 else 'parent_dead' end,
             case when seq = $3 then $7 end,
             case when seq = $3 then $8 else $9 end,
-            $10
+            $10,
+            outbox_user(conversation_id, kind, subject_id, outbox_id),
+            case when seq = $3 then $11 end
         from gone
         "#,
         claim.conversation_id.as_uuid(),
@@ -421,6 +427,7 @@ async fn bury(
         hint,
         super::PARENT_DEAD_HINT,
         now,
+        detail,
     )
     .execute(conn)
     .await?

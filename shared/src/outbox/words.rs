@@ -1,7 +1,68 @@
 //! Why an operation is dead and what to do about it, in words: the one place that has them.
 
+use serde::{Deserialize, Serialize};
+
 use super::Kind;
 use crate::calls::SignalKind;
+
+/// Why a lane is held: the service account is not in the conversation's room, and never was.
+pub const HOLD_NEVER_IN_ROOM: &str = "the service account is not in the room: invite it there, then resume the lane";
+
+/// The same, but it was there before.
+pub const HOLD_NOT_IN_ROOM: &str =
+    "the service account is not in the room any more: invite it there, then resume the lane";
+
+/// The same of the room that replaced the conversation's.
+pub const HOLD_NOT_IN_REPLACEMENT: &str =
+    "the room was replaced by one that the service account is not in: invite it there, then resume the lane";
+
+/// The end of what a hold says when somebody else's room has the conversation's alias.
+pub const HOLD_ALIAS_NOT_OURS: &str = "belongs to a room that is not ours";
+
+/// What this program can do on Matrix about what a conversation suffers from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Repair {
+    /// Bring the service account back into the room.
+    Rejoin,
+    /// Invite members again who could not be invited.
+    Reinvite,
+    /// Take the room that stands under the conversation's alias.
+    AdoptAlias,
+}
+
+impl Repair {
+    /// Every repair.
+    pub const ALL: [Self; 3] = [Self::Rejoin, Self::Reinvite, Self::AdoptAlias];
+
+    /// As in the database and for people.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Rejoin => "rejoin",
+            Self::Reinvite => "reinvite",
+            Self::AdoptAlias => "adopt_alias",
+        }
+    }
+}
+
+/// The repair for what holds a lane, if there is one. A hold may tell of several things: the first that can be repaired
+/// counts.
+pub fn repair_of_hold(hold: &str) -> Option<Repair> {
+    if [HOLD_NEVER_IN_ROOM, HOLD_NOT_IN_ROOM, HOLD_NOT_IN_REPLACEMENT].iter().any(|reason| hold.contains(reason)) {
+        return Some(Repair::Rejoin);
+    }
+    hold.contains(HOLD_ALIAS_NOT_OURS).then_some(Repair::AdoptAlias)
+}
+
+/// The repair for a dead letter, or for what holds its lane.
+pub fn repair(cause: &str, errcode: Option<&str>, kind: &str, hold: Option<&str>) -> Option<Repair> {
+    let refused =
+        matches!(errcode, Some("M_FORBIDDEN" | "M_NOT_FOUND" | "M_INVALID_PARAM" | "M_MISSING_PARAM" | "M_UNKNOWN"));
+    if kind == Kind::Invite.as_str() && matches!(cause, "own_fault" | "gave_up") && refused {
+        return Some(Repair::Reinvite);
+    }
+    hold.and_then(repair_of_hold)
+}
 
 /// What to do about an operation whose message is dead.
 pub(super) const PARENT_DEAD_HINT: &str = "requeue the message that it belongs to: this comes back with it";
@@ -12,6 +73,16 @@ pub fn cause_in_words(cause: &str) -> &str {
         "own_fault" => "it cannot be sent as it is",
         "parent_dead" => "the message that it belongs to did not arrive",
         "gave_up" => "it was tried until its time was up",
+        other => other,
+    }
+}
+
+/// Why an operation was given up although it may have been sent, for people.
+pub(super) fn withdrawal_in_words(reason: &str) -> &str {
+    match reason {
+        "discarded" => "an operator discarded it",
+        "deleted" => "its message was deleted",
+        "not_found" => "it was looked for and not found",
         other => other,
     }
 }
@@ -96,6 +167,34 @@ mod tests {
         assert_eq!(hint("own_fault", Some("M_NEVER_HEARD_OF"), "message"), noted);
         assert_eq!(hint("own_fault", None, "message"), noted);
         assert!(!hint("own_fault", Some("M_TOO_LARGE"), "call_invite").contains("shortened"), "no edit changes a call");
+    }
+
+    #[test]
+    fn a_hold_has_its_repair_whatever_else_was_said_before_and_after_it() {
+        for (reason, repair) in [
+            (HOLD_NEVER_IN_ROOM, Some(Repair::Rejoin)),
+            (HOLD_NOT_IN_ROOM, Some(Repair::Rejoin)),
+            (HOLD_NOT_IN_REPLACEMENT, Some(Repair::Rejoin)),
+            ("the alias #nova-conv-1:nova.test belongs to a room that is not ours", Some(Repair::AdoptAlias)),
+            ("the homeserver forbids it in this room", None),
+            ("an operator's wish", None),
+        ] {
+            assert_eq!(repair_of_hold(reason), repair, "{reason}");
+            assert_eq!(repair_of_hold(&format!("snooze; held before: {reason}; and: something")), repair, "{reason}");
+        }
+    }
+
+    #[test]
+    fn only_an_invitation_that_the_homeserver_refused_is_repeated() {
+        let repair = |cause, errcode, kind| repair(cause, errcode, kind, None);
+        for errcode in ["M_FORBIDDEN", "M_NOT_FOUND", "M_UNKNOWN"] {
+            assert_eq!(repair("own_fault", Some(errcode), "invite"), Some(Repair::Reinvite));
+            assert_eq!(repair("own_fault", Some(errcode), "message"), None);
+        }
+        assert_eq!(repair("own_fault", Some("M_USER_DEACTIVATED"), "invite"), None, "there is nobody to invite");
+        for repair in Repair::ALL {
+            assert_eq!(serde_json::to_value(repair).ok().as_ref().and_then(|v| v.as_str()), Some(repair.as_str()));
+        }
     }
 
     #[test]

@@ -355,6 +355,12 @@ impl NovaUser {
         answer(request).await.expect("the API answers")
     }
 
+    /// Sends a request without a token and without a body.
+    pub async fn call_without_token(&self, method: &str, path: &str) -> Answer {
+        let method = method.parse().expect("a method");
+        answer(self.http.request(method, format!("{}{path}", self.front.url()))).await.expect("the API answers")
+    }
+
     /// Opens a WebSocket, from now on or from a cursor, and waits until it is ready.
     pub async fn listen(&self, since: Option<&str>) -> Socket {
         let mut socket = self.try_listen(since).await.expect("the API takes the connection");
@@ -375,6 +381,14 @@ impl NovaUser {
     pub fn expiring_in(&self, seconds: i64) -> Self {
         let secret = SecretString::from(JWT_SECRET);
         let token = token::sign(&secret, self.user_id, unix_time() + seconds, None).expect("a token can be signed");
+        Self { token, ..self.clone() }
+    }
+
+    /// The same user with a token of this scope.
+    #[must_use]
+    pub fn with_scope(&self, scope: &str) -> Self {
+        let secret = SecretString::from(JWT_SECRET);
+        let token = token::sign(&secret, self.user_id, unix_time() + 3600, Some(scope)).expect("a token can be signed");
         Self { token, ..self.clone() }
     }
 

@@ -130,6 +130,100 @@ pub(crate) async fn done(database: &Database, from: usize, rows: usize) {
     .await;
 }
 
+/// Conversations and users of [`desk`], the first of them busier than the last.
+const DESK_CONVERSATIONS: usize = 20_000;
+/// See [`DESK_CONVERSATIONS`].
+const DESK_USERS: usize = 5_000;
+
+/// Dead letters as they gather over a month, up to `rows` with those that `from` says are there: of every kind, cause and
+/// error, some of them rare, with what they belong to. One in 50,000 says `needle`.
+pub(crate) async fn desk(database: &Database, from: usize, rows: usize) {
+    if from == 0 {
+        run(
+            database,
+            &format!(
+                "create table desk_lanes as
+                    select n, gen_random_uuid() as id from generate_series(1, {DESK_CONVERSATIONS}) n;
+                create unique index on desk_lanes (n);
+                create table desk_users as select n, gen_random_uuid() as id from generate_series(1, {DESK_USERS}) n;
+                create unique index on desk_users (n);
+                insert into conversations (conversation_id, created_by, created_at, last_seq)
+                    select id, id, outbox_now(), 100000000 from desk_lanes;
+                insert into lanes (conversation_id, lane_id, lane_class, open, frozen_through, epoch)
+                    select id, id, 'chat', 0, 0, 0 from desk_lanes;"
+            ),
+        )
+        .await;
+    }
+    // An index of texts is made faster than it is kept up.
+    let index: String =
+        sqlx::query_scalar("select indexdef from pg_indexes where indexname = 'dead_letters_detail_idx'")
+            .fetch_one(&database.pool)
+            .await
+            .unwrap();
+    run(
+        database,
+        &format!(
+            "drop index dead_letters_detail_idx;
+            create temporary table bench_rows as
+                select k, l.id, k + 1000 as seq, gen_random_uuid() as outbox_id, gen_random_uuid() as message_id,
+                    u.id as user_id, r,
+                    case
+                        when k % 100 < 90 then 'message'
+                        when k % 100 < 94 then 'edit'
+                        when k % 100 < 97 then 'react'
+                        when k % 100 = 97 then 'edit'
+                        when k % 100 = 98 then 'react'
+                        else 'invite'
+                    end as kind
+                from (
+                    select k, random() as r, random() as c, random() as u
+                    from generate_series({from} + 1, {rows}) k
+                ) k
+                join desk_lanes l on l.n = 1 + floor({DESK_CONVERSATIONS} * c * c)
+                join desk_users u on u.n = 1 + floor({DESK_USERS} * k.u * k.u);
+            create index on bench_rows (k);
+            update bench_rows f set id = p.id, message_id = p.message_id
+                from bench_rows p where f.k % 100 in (97, 98) and p.k = f.k - 50;
+            insert into messages (conversation_id, message_id, seq, author_id, origin, kind, revision, send_outbox_id,
+                    matrix_event_id, created_at)
+                select id, message_id, seq, user_id, 'nova', 'text', 1 + (k % 100 between 90 and 93)::integer,
+                    case when kind = 'message' then outbox_id else gen_random_uuid() end,
+                    case when kind <> 'message' then '$' || k end, outbox_now()
+                from bench_rows where k % 100 < 97;
+            insert into dead_letters (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, enqueued_at,
+                    attempts, sender, device, cause, errcode, hint, died_at, user_id, detail)
+                select id, id, seq, outbox_id, kind, case when kind = 'invite' then user_id else message_id end,
+                    case kind when 'message' then 1 when 'edit' then 2 end, outbox_now() - interval '31 days', 8,
+                    '@bench:nova.test', 'BENCH',
+                    case
+                        when k % 100 in (97, 98) then 'parent_dead'
+                        when r > 0.92 then 'gave_up'
+                        else 'own_fault'
+                    end,
+                    case
+                        when k % 100 in (97, 98) or r > 0.92 then null
+                        when r < 0.001 then 'M_RARE'
+                        when r < 0.55 then 'M_FORBIDDEN'
+                        when r < 0.8 then 'M_TOO_LARGE'
+                        else 'M_BAD_JSON'
+                    end,
+                    'do something', outbox_now() - interval '30 days' + k * interval '2 seconds', user_id,
+                    case
+                        when k % 100 in (97, 98) then null
+                        when k % 50000 = 7 then 'the proxy closed the connection: needle ' || k
+                        when r > 0.92 then 'the homeserver answered 502: bad gateway'
+                        when r < 0.55 then 'the homeserver answered 403: you may not post to the room (' || k || ')'
+                        else 'the homeserver answered 400: it takes no such content (' || k % 1000 || ')'
+                    end
+                from bench_rows order by k;
+            {index};
+            drop table bench_rows;"
+        ),
+    )
+    .await;
+}
+
 /// Rows of the lanes that wait, in turn.
 fn history(from: usize, rows: usize) -> String {
     format!(

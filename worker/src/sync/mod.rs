@@ -23,6 +23,7 @@ use tokio::{sync::Notify, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    heartbeat::Tally,
     homeserver::{Failure, Homeserver},
     room::Rooms,
 };
@@ -68,6 +69,8 @@ pub(crate) struct Sync {
     pub(crate) tell: Wake,
     /// Told when an echo has settled something: its lane may have more to send.
     pub(crate) look: Arc<Notify>,
+    /// Told who leads.
+    pub(crate) tally: Arc<Tally>,
 }
 
 /// Runs until it is told to stop. A panic in it is logged, counted, and it begins again: nothing else of the worker notices.
@@ -95,6 +98,7 @@ impl Sync {
     /// Waits until nobody leads, and then leads, until the lead is lost.
     async fn take_part(self, stop: CancellationToken) {
         metric::SYNC_LEADER.set_bool(false);
+        self.tally.leads(false);
         while !stop.is_cancelled() {
             let user = self.homeserver.service_user();
             let led = async {
@@ -105,8 +109,10 @@ impl Sync {
                 Ok(Some(leadership)) => {
                     tracing::info!(sync.epoch = leadership.epoch, "Matrix sync loop started");
                     metric::SYNC_LEADER.set_bool(true);
+                    self.tally.leads(true);
                     self.lead(leadership, &stop).await;
                     metric::SYNC_LEADER.set_bool(false);
+                    self.tally.leads(false);
                     return;
                 }
                 Ok(None) => {}

@@ -464,8 +464,8 @@ async fn programs_read_the_same_shapes_of_dead_letters_for_ever() {
     assert_eq!(keys(&dead), "items next_cursor state");
     assert_eq!(
         keys(&dead["items"][0]),
-        "attempts cause cause_in_words conversation_id died_at enqueued_at errcode hint kind lane_id maybe_sent \
-         outbox_id revision seq subject_id"
+        "attempts cause cause_in_words conversation_id detail died_at enqueued_at errcode hint kind lane_id maybe_sent \
+         outbox_id repair revision seq subject_id user_id"
     );
     assert_eq!(dead["items"][0]["subject_id"], json!(two), "newest first");
     let cursor = dead["next_cursor"].as_str().unwrap();
@@ -483,7 +483,8 @@ async fn programs_read_the_same_shapes_of_dead_letters_for_ever() {
     assert_eq!(
         keys(operation),
         "ahead attempts attempts_total behind conversation_id dead due_at event_id first_error kind lane_id \
-         last_error maybe_sent_at outbox_id place revision seq state subject_id waiting_for withdrawn"
+         last_error maybe_sent_at outbox_id place revision seq sentence state subject_id waited waiting_for \
+         withdrawn"
     );
     assert_eq!(keys(&operation["dead"]), "cause cause_in_words died_at errcode hint");
     assert_eq!(keys(&operation["first_error"]), "at detail duration_ms errcode http_status outcome");
@@ -522,11 +523,12 @@ async fn programs_read_the_same_shapes_of_pauses_and_of_the_trail_for_ever() {
     scene.ada.post(&conversation, "live").await.expect(201);
     let list = json(&["list", "--state", "held"]).await;
     assert_eq!(keys(&list), "items next_cursor state");
-    assert_eq!(keys(&list["items"][0]), "conversation_id lane_class lane_id oldest_at reason waiting");
+    assert_eq!(keys(&list["items"][0]), "conversation_id lane_class lane_id oldest_at reason repair waiting");
     let list = json(&["list", "--state", "live"]).await;
     assert_eq!(
         keys(&list["items"][0]),
-        "conversation_id enqueued_at failures first hold kind lane_due_at lane_id maybe_sent outbox_id seq subject_id"
+        "conversation_id enqueued_at failures first hold kind lane_due_at lane_id last_errcode maybe_sent outbox_id seq \
+         subject_id user_id"
     );
     let resumed = json(&["resume", "--lane", &lane]).await;
     assert_eq!(keys(&resumed), "class conversation_id ended lane_id lanes_going_on scope still_paused");

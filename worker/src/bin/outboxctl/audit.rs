@@ -3,7 +3,7 @@
 use clap::Args;
 use serde::Serialize;
 use shared::{
-    audit::{self, Entry},
+    audit::{self, AuditFilter, Entry},
     config::DatabaseArgs,
 };
 use uuid::Uuid;
@@ -50,7 +50,13 @@ pub(crate) async fn audit(args: &AuditArgs) -> Result<(), Failed> {
     let pool = session::database(&args.database)?;
     let mut tx = pool.begin().await?;
     let conversation_id = args.conversation.map(Into::into);
-    let mut items = audit::entries(&mut tx, conversation_id, before, i64::from(args.limit) + 1).await?;
+    let mut items = audit::entries(
+        &mut tx,
+        &AuditFilter { conversation_id, ..AuditFilter::default() },
+        before,
+        i64::from(args.limit) + 1,
+    )
+    .await?;
     let more = items.len() > usize::from(args.limit);
     items.truncate(usize::from(args.limit));
     let next_cursor = items.last().filter(|_| more).map(|entry| entry.cursor().to_string());

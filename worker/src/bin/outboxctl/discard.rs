@@ -6,7 +6,7 @@ use shared::{
     config::DatabaseArgs,
     ids::{ConversationId, OutboxId},
     operator,
-    outbox::{Discard, Discarded, Refused},
+    outbox::{self, Discard, Discarded, Refused, Wanted},
 };
 use sqlx::PgPool;
 use uuid::Uuid;
@@ -15,7 +15,6 @@ use crate::{
     Failed,
     print::{clean, count, json, say},
     session::{self, Who, parse_reason},
-    targets::{self, Wanted},
 };
 
 const EXAMPLES: &str = "\
@@ -70,7 +69,7 @@ struct OfConversation {
 pub(crate) async fn discard(args: &DiscardArgs) -> Result<(), Failed> {
     let by = args.who.name()?;
     let pool = session::database(&args.database)?;
-    let targets = targets::resolve(&mut *pool.acquire().await?, &args.ids, Wanted::DeadOrNamed).await?;
+    let targets = outbox::resolve(&mut *pool.acquire().await?, &args.ids, Wanted::DeadOrNamed).await?;
     let mut report = Report { discarded: 0, conversations: Vec::new(), refused: targets.refused.clone() };
     let (mut gone, mut failed) = (Vec::new(), None);
     for (conversation_id, ids) in &targets.operations {

@@ -5,7 +5,7 @@ use serde::Serialize;
 use shared::{
     config::DatabaseArgs,
     ids::{ConversationId, LaneId, OutboxId},
-    outbox::{self, DeadFilter},
+    outbox::{self, DeadFilter, LiveFilter},
 };
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -148,6 +148,7 @@ async fn dead(conn: &mut PgConnection, args: &ListArgs) -> Result<(), Failed> {
         kind: args.kind.clone(),
         cause: args.cause.clone(),
         errcode: args.errcode.clone(),
+        ..DeadFilter::default()
     };
     let before = args.cursor(|text| text.parse().ok())?;
     let letters = outbox::dead_letters(conn, &filter, before, args.limit_and_one()).await?;
@@ -212,8 +213,9 @@ async fn paused(conn: &mut PgConnection, args: &ListArgs) -> Result<(), Failed> 
 
 async fn live(conn: &mut PgConnection, args: &ListArgs) -> Result<(), Failed> {
     let after: Option<OutboxId> = args.cursor(|text| text.parse().ok())?;
-    let kind = args.kind.as_deref();
-    let operations = outbox::live_operations(conn, args.conversation_id(), kind, after, args.limit_and_one()).await?;
+    let filter =
+        LiveFilter { conversation_id: args.conversation_id(), kind: args.kind.clone(), ..LiveFilter::default() };
+    let operations = outbox::live_operations(conn, &filter, after, args.limit_and_one()).await?;
     let page = args.page(operations, |operation| operation.outbox_id.to_string());
     let heads = ["enqueued", "operation", "kind", "conversation", "place", "failures", "waits for"];
     args.print(&page, "nothing waits", heads, |operation| {

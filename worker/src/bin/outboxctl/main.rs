@@ -15,7 +15,7 @@ mod resume;
 mod session;
 mod setup;
 mod show;
-mod targets;
+mod verify;
 
 #[derive(Debug, Parser)]
 #[command(name = "outboxctl", version, about = "Operates matrix-outbox", after_help = EXIT_CODES)]
@@ -41,6 +41,10 @@ enum Command {
     Pause(pause::PauseArgs),
     /// Let go on what is paused or held
     Resume(resume::ResumeArgs),
+    /// Compare conversations with their rooms on Matrix, and repair what differs
+    Verify(verify::VerifyArgs),
+    /// Mend a conversation on Matrix: rejoin its room, invite its members again, take the room under its alias
+    Repair(verify::RepairArgs),
     /// List what operators did
     Audit(audit::AuditArgs),
     /// Bring the database schema up to this release
@@ -79,6 +83,8 @@ async fn main() -> ExitCode {
         Command::Discard(args) => discard::discard(&args).await,
         Command::Pause(args) => pause::pause(&args).await,
         Command::Resume(args) => resume::resume(&args).await,
+        Command::Verify(args) => verify::verify(&args).await,
+        Command::Repair(args) => verify::repair(&args).await,
         Command::Audit(args) => audit::audit(&args).await,
         Command::Migrate(args) => setup::migrate(&args).await,
         Command::Token(args) => setup::mint(&args),

@@ -8,7 +8,7 @@ use shared::{
     config::DatabaseArgs,
     ids::{ConversationId, OutboxId},
     operator,
-    outbox::{self, LaneAhead, Letter, MOST_LETTERS, Refused, Requeue, Selection},
+    outbox::{self, LaneAhead, Letter, MOST_LETTERS, Refused, Requeue, Selection, Targets, Wanted},
 };
 use sqlx::PgPool;
 use uuid::Uuid;
@@ -17,7 +17,6 @@ use crate::{
     Failed,
     print::{at, clean, count, json, say, table},
     session::{self, Who, parse_reason},
-    targets::{self, Targets, Wanted},
 };
 
 const EXAMPLES: &str = "\
@@ -85,7 +84,7 @@ pub(crate) async fn requeue(args: &RequeueArgs) -> Result<(), Failed> {
         let selection = Selection::Matching { cause: args.cause.as_deref(), errcode: args.errcode.as_deref() };
         report.take(conversation.into(), one(&pool, args, &by, conversation.into(), selection).await?);
     } else {
-        targets = targets::resolve(&mut *pool.acquire().await?, &args.ids, Wanted::Dead).await?;
+        targets = outbox::resolve(&mut *pool.acquire().await?, &args.ids, Wanted::Dead).await?;
         for (conversation_id, ids) in &targets.operations {
             // What was done before a failure is told all the same.
             match one(&pool, args, &by, *conversation_id, Selection::Named(ids)).await {

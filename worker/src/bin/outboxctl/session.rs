@@ -4,6 +4,7 @@ use clap::Args;
 use shared::{
     config::{Checked, DatabaseArgs},
     database::{self, Limits},
+    reason,
 };
 use sqlx::PgPool;
 
@@ -11,9 +12,6 @@ use crate::Failed;
 
 /// A name in the trail is for people.
 const LONGEST_NAME: usize = 100;
-
-/// Reasons are shown in lists.
-const LONGEST_REASON: usize = 500;
 
 #[derive(Debug, Args)]
 pub(crate) struct Who {
@@ -38,12 +36,7 @@ impl Who {
 
 /// A reason, as the trail keeps it.
 pub(crate) fn parse_reason(text: &str) -> Result<String, String> {
-    let text = text.trim();
-    match text.chars().count() {
-        0 => Err("must say why".to_owned()),
-        1..=LONGEST_REASON if !text.chars().any(char::is_control) => Ok(text.to_owned()),
-        _ => Err(format!("must be at most {LONGEST_REASON} characters on one line")),
-    }
+    reason::parse(text).map(str::to_owned).map_err(|error| error.to_string())
 }
 
 /// Checks the options and makes a pool, which connects when first used.

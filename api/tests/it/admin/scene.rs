@@ -1,0 +1,119 @@
+//! An API with people who talk and an operator, and letters that are dead.
+
+use serde_json::{Value, json};
+use shared::{
+    ids::UserId,
+    testing::{
+        database::TestDatabase,
+        nova::{NovaUser, Program, api_environment},
+    },
+};
+use uuid::Uuid;
+
+/// What is shown nowhere.
+pub(crate) const CANARY: &str = "canary-7f3a";
+
+/// Such a scene. No worker runs: what is enqueued waits.
+pub(crate) struct Scene {
+    pub(crate) database: TestDatabase,
+    pub(crate) api: Program,
+    pub(crate) ada: NovaUser,
+    pub(crate) grace: NovaUser,
+    /// May look.
+    pub(crate) reader: NovaUser,
+    /// May act.
+    pub(crate) operator: NovaUser,
+    pub(crate) conversation: String,
+}
+
+impl Scene {
+    pub(crate) async fn new() -> Self {
+        let database = TestDatabase::create().await;
+        let api = Program::start("api", &api_environment(&database.url)).await;
+        let (ada, grace) = (NovaUser::new(&api), NovaUser::new(&api));
+        let reader = NovaUser::new(&api).with_scope("outbox:read");
+        let operator = NovaUser::new(&api).with_scope("outbox:operate");
+        let conversation = ada.create_conversation(&[grace.user_id]).await;
+        Self { database, api, ada, grace, reader, operator, conversation }
+    }
+
+    /// Ada writes; returns the message's id and its operation's.
+    pub(crate) async fn write(&self) -> (String, Uuid) {
+        let message = self.ada.post(&self.conversation, &format!("{CANARY} in a text")).await.expect(201);
+        let id = message["id"].as_str().unwrap().to_owned();
+        let outbox_id = sqlx::query_scalar("select send_outbox_id from messages where message_id = $1")
+            .bind(id.parse::<Uuid>().unwrap())
+            .fetch_one(&self.database.pool)
+            .await
+            .unwrap();
+        (id, outbox_id)
+    }
+
+    /// An operation dies, as when the homeserver refuses it for its own fault.
+    pub(crate) async fn dies(&self, outbox_id: Uuid, errcode: &str) {
+        let died = sqlx::query(
+            "with gone as (delete from outbox where outbox_id = $1 returning *), left_lane as (
+                 update lanes l set open = open - 1,
+                     due_at = outbox_due(l.conversation_id, l.lane_id, outbox_now(), l.hold, l.paused_until)
+                 from gone g where l.conversation_id = g.conversation_id and l.lane_id = g.lane_id
+             )
+             insert into dead_letters (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision,
+                 target_outbox_id, enqueued_at, attempts, cause, errcode, hint, died_at)
+             select conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, target_outbox_id, enqueued_at,
+                 1, 'own_fault', $2, 'ask somebody who knows', outbox_now()
+             from gone",
+        )
+        .bind(outbox_id)
+        .bind(errcode)
+        .execute(&self.database.pool)
+        .await
+        .unwrap();
+        assert_eq!(died.rows_affected(), 1);
+    }
+
+    /// Writes, and that dies.
+    pub(crate) async fn dead(&self, errcode: &str) -> (String, Uuid) {
+        let (message, outbox_id) = self.write().await;
+        self.dies(outbox_id, errcode).await;
+        (message, outbox_id)
+    }
+
+    /// A dead letter was handed to a sender before it died, so that it may have become an event.
+    pub(crate) async fn was_handed(&self, outbox_id: &str) {
+        let handed =
+            "update dead_letters set sender = '@nova-service:nova.test', device = 'NOVAOUTBOX' where outbox_id = $1";
+        let id: Uuid = outbox_id.parse().unwrap();
+        sqlx::query(handed).bind(id).execute(&self.database.pool).await.unwrap();
+        sqlx::query(
+            "insert into matrix_room_mappings (conversation_id, matrix_room_id, created_at, ready_at)
+             values ($1, '!room', outbox_now(), outbox_now())",
+        )
+        .bind(self.conversation.parse::<Uuid>().unwrap())
+        .execute(&self.database.pool)
+        .await
+        .unwrap();
+    }
+
+    /// Holds the conversation's chat, as a worker does whose room does not take our messages.
+    pub(crate) async fn held(&self, reason: &str) {
+        let held = "update lanes set hold = $2, due_at = null where conversation_id = $1";
+        let id: Uuid = self.conversation.parse().unwrap();
+        sqlx::query(held).bind(id).bind(reason).execute(&self.database.pool).await.unwrap();
+    }
+
+    /// What the trail says, newest first.
+    pub(crate) async fn trail(&self) -> Vec<Value> {
+        self.reader.get("/admin/audit").await["items"].as_array().unwrap().clone()
+    }
+
+    /// The newest act of the trail: who, what, how many and why.
+    pub(crate) async fn last_act(&self) -> Value {
+        let act = &self.trail().await[0];
+        json!([act["acted_by"], act["verb"], act["scope"], act["affected"], act["reason"]])
+    }
+
+    /// As the trail has it.
+    pub(crate) fn act(by: UserId, verb: &str, scope: &str, affected: i64, reason: Option<&str>) -> Value {
+        json!([by, verb, scope, affected, reason])
+    }
+}

@@ -1,0 +1,5 @@
+//! The console, as a browser without script sees it.
+
+pub(crate) mod browser;
+mod pages;
+mod sessions;
