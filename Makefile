@@ -50,7 +50,7 @@ drill: ## break everything while clients write, and compare; DRILL=crash|outage|
 lint: ## check format, lints, offline query data, dependencies, scripts, alerts and dashboards
 	cargo fmt --all --check
 	deploy/local/dependencies.py
-	python3 -c 'import sys; [compile(open(name).read(), name, "exec") for name in sys.argv[1:]]' $(STACK) deploy/local/*.py dashboards/*.py dashboards/source/*.py
+	python3 -c 'import sys; [compile(open(name).read(), name, "exec") for name in sys.argv[1:]]' $(STACK) deploy/local/*.py deploy/local/policy/*.py dashboards/*.py dashboards/source/*.py
 	deploy/local/dashboards.py
 	$(STACK) schema -- deploy/local/offline_data.py check
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from .panels import FEW_ARE_WELL, ONE_IS_WELL, RED, YELLOW, GREEN, NO_LIMIT, Dashboard, Row, bars, graph, stat, steps
+from .panels import FEW_ARE_WELL, GREEN, NO_LIMIT, ONE_IS_WELL, RED, YELLOW, Dashboard, Row, bars, graph, stat, steps
 from .queries import MINE, increase, or_none, quantile, rate, worst
 
+REQUESTS = "http_requests_total"
 FAULTS = 'status=~"5.."'
 
 DASHBOARD = Dashboard(
@@ -26,7 +27,7 @@ DASHBOARD = Dashboard(
                 stat(
                     "Failed requests",
                     "The share of requests of the last 5 minutes that was answered with 5xx. None.",
-                    f"({or_none(increase('http_requests_total', FAULTS, over='5m'))}) / {increase('http_requests_total', over='5m')}",
+                    f"({or_none(increase(REQUESTS, FAULTS, over='5m'))}) / {increase(REQUESTS, over='5m')}",
                     unit="percentunit",
                     thresholds=steps((0.001, YELLOW), (0.05, RED)),
                     runbook="ApiErrors",
@@ -174,7 +175,8 @@ DASHBOARD = Dashboard(
                 ),
                 stat(
                     "Events that could not be shown",
-                    "In the time that is looked at, since their content could not be opened: a key is missing from CONTENT_KEYS. None.",
+                    "In the time that is looked at, since their content could not be opened: a key is missing from "
+                    "CONTENT_KEYS. None.",
                     increase("ws_frames_unreadable_total"),
                     decimals=0,
                     thresholds=FEW_ARE_WELL,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .panels import FEW_ARE_WELL, NO_LIMIT, Dashboard, Row, bars, graph, stat, steps, GREEN, RED, YELLOW
+from .panels import FEW_ARE_WELL, GREEN, NO_LIMIT, RED, YELLOW, Dashboard, Row, bars, graph, stat, steps
 from .queries import increase, quantile, rate, worst
 
 EXPIRED = 'reason="expired"'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .panels import FEW_ARE_WELL, NONE_IS_WELL, ONE_IS_WELL, YELLOW, RED, GREEN, Dashboard, Row, bars, graph, stat, steps
+from .panels import FEW_ARE_WELL, GREEN, ONE_IS_WELL, RED, YELLOW, Dashboard, Row, bars, graph, stat, steps
 from .queries import FIRING, MINE, increase, or_none, quantile, rate, worst
 
 DASHBOARD = Dashboard(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .panels import FEW_ARE_WELL, RED, YELLOW, GREEN, Dashboard, Row, graph, stat, steps
+from .panels import FEW_ARE_WELL, GREEN, RED, YELLOW, Dashboard, Row, graph, stat, steps
 from .queries import MINE, increase, quantile, rate, worst
 
 ROOMS = "matrix_room_cache_lookups_total"

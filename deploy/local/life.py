@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import uuid
+from collections.abc import Callable
 
 from processes import wait_until
 from programs import mint_token
@@ -28,6 +29,7 @@ class Writer:
         self.text = text
         self.conversations: list[str] = []
         self.refused = 0
+        self.resting = False
         self._stop = threading.Event()
         self._heard = threading.Semaphore(0)
         self._cursor: str | None = None
@@ -87,8 +89,8 @@ class Writer:
         for thread in self._threads:
             thread.join(timeout=10)
 
-    def _start(self, target: object, *arguments: object) -> None:
-        thread = threading.Thread(target=target, args=arguments, daemon=True)  # type: ignore[arg-type]
+    def _start(self, target: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=target, args=arguments, daemon=True)
         self._threads.append(thread)
         thread.start()
 
@@ -96,6 +98,8 @@ class Writer:
         for number, conversation_id in enumerate(itertools.cycle(self.conversations)):
             if self._stop.wait(1 / RATE):
                 return
+            if self.resting:
+                continue
             try:
                 self.write(conversation_id, f"{self.text} {number}")
             except (Refused, OSError):

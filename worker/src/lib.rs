@@ -18,6 +18,7 @@ use shared::{
     config::{DeliveryConfig, MatrixConfig, programs::WorkerSettings},
     database::{self, Limits},
     ids::WorkerId,
+    metric,
     seal::KeyRing,
     wake::{Channel, Wake, WakeListener},
 };
@@ -121,6 +122,8 @@ impl Worker {
             deliver_until(self.pool.clone(), delivery, keys, &matrix, worker_id, signals, stop).await
         } else {
             tracing::info!("Matrix is not enabled: nothing is claimed");
+            // There is none to be refused.
+            metric::TOKEN_ACCEPTED.set_bool(true);
             stop.run_until_cancelled(heartbeat::run(self.pool.clone(), worker_id, None)).await;
             Ok(())
         };

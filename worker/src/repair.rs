@@ -4,12 +4,11 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 use shared::{
     audit::Verb,
     ids::{ConversationId, RoomId},
-    outbox,
+    outbox::{self, Repair},
     tasks::{self, Task},
     verify as compared,
 };
@@ -24,25 +23,6 @@ use crate::{
 
 /// How the reasons begin for which a lane is held for its room's sake. What operators hold, they resume.
 const OF_THE_ROOM: [&str; 4] = ["the service account", "the room", "the alias", "the homeserver forbids"];
-
-/// Which repair.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Repair {
-    Rejoin,
-    Reinvite,
-    AdoptAlias,
-}
-
-impl Repair {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Rejoin => "rejoin",
-            Self::Reinvite => "reinvite",
-            Self::AdoptAlias => "adopt_alias",
-        }
-    }
-}
 
 /// Why a repair was not done.
 #[derive(Debug, thiserror::Error)]

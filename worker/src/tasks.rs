@@ -1,13 +1,13 @@
-//! Tasks of operators, step by step: every worker takes part, and each step is one's.
+//! Bulk requeues, step by step: every worker takes part, and each step is one's.
 //!
-//! A bulk requeue needs the database only, so it goes on while Matrix is away or switched off. What asks the homeserver
-//! is done by workers that deliver, under a lease (see [`shared::tasks::lease`]).
+//! They need the database only, so they go on while Matrix is away or switched off. What asks the homeserver is done by
+//! workers that deliver; see [`crate::errands`].
 
 use std::time::Duration;
 
 use shared::{
     metric,
-    tasks::{self, Step, TaskKind},
+    tasks::{self, Step},
 };
 use sqlx::PgPool;
 use tokio::time::sleep;
@@ -20,23 +20,14 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Runs for ever; a failure is logged and the next round tries again.
 pub(crate) async fn run(pool: PgPool, signals: Signals) {
     loop {
-        let mut worked = false;
-        for kind in [TaskKind::Requeue, TaskKind::Verify, TaskKind::Repair] {
-            let stepped = match kind {
-                TaskKind::Requeue => requeue(&pool, &signals).await,
-                // Nobody does these yet: they wait.
-                TaskKind::Verify | TaskKind::Repair => Ok(false),
-            };
-            match stepped {
-                Ok(stepped) => worked |= stepped,
-                Err(error) => {
-                    metric::DATABASE_ERRORS.with(["tasks"]).increment(1);
-                    tracing::warn!(%error, task.kind = kind.as_str(), "a step of a task failed; trying again");
-                }
+        match requeue(&pool, &signals).await {
+            Ok(true) => {}
+            Ok(false) => sleep(LOOK_EVERY).await,
+            Err(error) => {
+                metric::DATABASE_ERRORS.with(["tasks"]).increment(1);
+                tracing::warn!(%error, "a step of a bulk requeue failed; trying again");
+                sleep(LOOK_EVERY).await;
             }
-        }
-        if !worked {
-            sleep(LOOK_EVERY).await;
         }
     }
 }

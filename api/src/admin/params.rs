@@ -113,10 +113,10 @@ impl Params {
 
     /// A number of items.
     pub(crate) fn limit(&mut self, default: i64, most: i64) -> i64 {
-        let must = format!("must be from 1 to {most}");
-        let Some(limit) = self.parsed("limit", &must) else { return default };
+        let range = format!("must be from 1 to {most}");
+        let Some(limit) = self.parsed("limit", &range) else { return default };
         if !(1..=most).contains(&limit) {
-            self.problem("limit", must);
+            self.problem("limit", range);
             return default;
         }
         limit

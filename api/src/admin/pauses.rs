@@ -281,12 +281,11 @@ pub(super) async fn resume(
     }
     let reason = checked_reason(body.reason.as_deref())?;
     let by = operator.name();
-    let (resumed, locked, complete) = match scope {
-        Some(scope) => (resume_scope(&state, &by, scope, reason).await?, None, None),
-        None => {
-            let done = resume_held(&state, &by, body.because.as_deref(), reason).await?;
-            (done.resumed, Some(done.locked), Some(done.complete))
-        }
+    let (resumed, locked, complete) = if let Some(scope) = scope {
+        (resume_scope(&state, &by, scope, reason).await?, None, None)
+    } else {
+        let done = resume_held(&state, &by, body.because.as_deref(), reason).await?;
+        (done.resumed, Some(done.locked), Some(done.complete))
     };
     let still_paused = outbox::pauses(&mut *state.pool.acquire().await?).await?;
     let GoingOn { ended, lanes: lanes_going_on } = resumed;

@@ -91,6 +91,7 @@ impl Confirm {
         self
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "what is passed are ids and numbers, which are copied")]
     pub(super) fn with(mut self, name: &'static str, value: impl ToString) -> Self {
         self.hidden.push((name, value.to_string()));
         self
@@ -111,7 +112,7 @@ impl Confirm {
         self
     }
 
-    pub(super) fn is_danger(mut self) -> Self {
+    pub(super) fn dangerous(mut self) -> Self {
         self.danger = true;
         self
     }

@@ -10,16 +10,16 @@ use super::html::Markup;
 pub(super) struct Facts {
     id: &'static str,
     caption: String,
-    facts: Vec<(&'static str, Markup)>,
+    items: Vec<(&'static str, Markup)>,
 }
 
 impl Facts {
     pub(super) fn new(id: &'static str, caption: impl Into<String>) -> Self {
-        Self { id, caption: caption.into(), facts: Vec::new() }
+        Self { id, caption: caption.into(), items: Vec::new() }
     }
 
     pub(super) fn add(&mut self, name: &'static str, value: Markup) {
-        self.facts.push((name, value));
+        self.items.push((name, value));
     }
 
     pub(super) fn markup(&self) -> Markup {

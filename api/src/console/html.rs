@@ -33,7 +33,7 @@ pub(super) fn escaped(text: impl Display) -> String {
             '\'' => out.push_str("&#39;"),
             // What steers a terminal or turns a line around has no business here.
             c if c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') => {
-                out.push('\u{fffd}')
+                out.push('\u{fffd}');
             }
             c => out.push(c),
         }

@@ -1,5 +1,7 @@
 //! One operation, or all of a message or a call: where it stands, why, and what can be done.
 
+use std::fmt::Write as _;
+
 use axum::{
     extract::State as Extract,
     response::{IntoResponse as _, Redirect, Response},
@@ -50,16 +52,13 @@ pub(super) async fn page(
     let mut tx = state.pool.begin().await?;
     let known = one::known(&mut tx, id).await?.ok_or(ApiError::NotFound("operation or message"))?;
     let single = known.operations.iter().find(|shown| shown.found.outbox_id.as_uuid() == id);
-    Ok(match single {
-        Some(shown) => {
-            let moments = outbox::operation_timeline(&mut tx, &shown.found).await?;
-            operation(&session, &known, shown, &moments).note(note).page()
-        }
-        None => {
-            let found: Vec<_> = known.operations.iter().map(|shown| shown.found.clone()).collect();
-            let moments = timelines::merged(&mut tx, &found).await?;
-            subject(&session, &known, &moments).note(note).page()
-        }
+    Ok(if let Some(shown) = single {
+        let moments = outbox::operation_timeline(&mut tx, &shown.found).await?;
+        operation(&session, &known, shown, &moments).note(note).page()
+    } else {
+        let found: Vec<_> = known.operations.iter().map(|shown| shown.found.clone()).collect();
+        let moments = timelines::merged(&mut tx, &found).await?;
+        subject(&session, &known, &moments).note(note).page()
     })
 }
 
@@ -283,13 +282,11 @@ fn lanes(conversation: &BackIn) -> impl Iterator<Item = String> {
         );
         if lane.delivered_meanwhile > 0 {
             let delivered = html::count(lane.delivered_meanwhile, "later message");
-            text.push_str(&format!(
-                " {delivered} delivered meanwhile and stay ahead: in the room this comes after them."
-            ));
+            let _ = write!(text, " {delivered} delivered meanwhile and stay ahead: in the room this comes after them.");
         }
         if let Some(waits) = &lane.waits {
             let until = lane.waits_until.map_or_else(|| "it is resumed".to_owned(), html::second);
-            text.push_str(&format!(" The lane waits until {until} ({waits}): nothing goes before."));
+            let _ = write!(text, " The lane waits until {until} ({waits}): nothing goes before.");
         }
         text
     })
@@ -405,7 +402,7 @@ pub(super) async fn ask_discard(
         .says("What may have been sent all the same is remembered: if it turns up in the room, it is kept up to date there.")
         .sends(format!("/console/operations/{id}/discard"), "Discard")
         .must_say_why()
-        .is_danger()
+        .dangerous()
         .back_to(format!("/console/operations/{id}"));
     if shown.found.place == Place::Live {
         page = page.warns(format!(
@@ -455,7 +452,7 @@ pub(super) async fn ask_expire(
         .says("A redaction or a removal cannot be expired: later words would reach whom they must not.")
         .sends(format!("/console/operations/{id}/expire"), "Expire")
         .must_say_why()
-        .is_danger()
+        .dangerous()
         .back_to(format!("/console/operations/{id}"))
         .page())
 }

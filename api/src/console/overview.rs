@@ -45,12 +45,12 @@ struct Overview {
     sections: Vec<Markup>,
 }
 
-pub(super) async fn page(Extract(state): AppState, session: Session, params: Params) -> Result<Response, ApiError> {
+pub(super) async fn page(Extract(app): AppState, session: Session, params: Params) -> Result<Response, ApiError> {
     params.finish()?;
-    let mut tx = state.pool.begin().await?;
+    let mut tx = app.pool.begin().await?;
     let known = audit::overview(&mut tx).await?;
     let held = outbox::held_lanes(&mut tx, None, None, FEW).await?;
-    let verdict = health::judge(&vitals(&known, state.matrix_enabled));
+    let verdict = health::judge(&vitals(&known, app.matrix_enabled));
     let stats = &known.stats;
     let mut sections = vec![classes(stats).markup()];
     if !stats.groups.is_empty() {
@@ -166,7 +166,7 @@ fn classes(stats: &Stats) -> Table {
     let mut table = Table::new("classes", "What waits, by class", &["Class", "Waiting", "Oldest", "State"]);
     for class in &stats.classes {
         let oldest = seconds(class.oldest_age_seconds);
-        let state = match () {
+        let chip = match () {
             () if class.paused || all_paused => html::chip(Tone::Warn, "paused"),
             () if health::is_late(class.class.as_str(), oldest) => html::chip(Tone::Warn, "behind"),
             () => html::chip(Tone::Good, "in time"),
@@ -177,7 +177,7 @@ fn classes(stats: &Stats) -> Table {
                 html::text(class.class.as_str()),
                 html::text(html::grouped(class.depth)),
                 if class.depth == 0 { html::dash() } else { html::text(html::lasting(oldest)) },
-                state,
+                chip,
             ],
         );
     }

@@ -35,7 +35,7 @@ pub(super) async fn page(Extract(state): AppState, session: Session, mut params:
     params.finish()?;
     let mut tx = state.pool.begin().await?;
     let pauses = outbox::pauses(&mut tx).await?;
-    let paused = outbox::paused_lanes(&mut tx, None, None, FEW + 1).await?;
+    let timed = outbox::paused_lanes(&mut tx, None, None, FEW + 1).await?;
     let held = outbox::held_lanes(&mut tx, None, None, FEW + 1).await?;
     let more = |there: usize, state: &str| {
         let more = i64::try_from(there).is_ok_and(|there| there > FEW);
@@ -51,7 +51,7 @@ pub(super) async fn page(Extract(state): AppState, session: Session, mut params:
             .action(html::word_link("/console/resume?scope=held", "Resume all held lanes…"));
     }
     let held_shown = &held[..held.len().min(few)];
-    let paused_shown = &paused[..paused.len().min(few)];
+    let paused_shown = &timed[..timed.len().min(few)];
     Ok(page
         .section(pauses_table(&session, &pauses).markup())
         .section(reasons(held_shown, session.operator.may_operate))
@@ -61,8 +61,8 @@ pub(super) async fn page(Extract(state): AppState, session: Session, mut params:
                 .markup(),
         )
         .section(
-            lists::paused_table("Lanes that are paused until a time", &session, paused_shown)
-                .more(more(paused.len(), "paused"))
+            lists::paused_table("Lanes that are timed until a time", &session, paused_shown)
+                .more(more(timed.len(), "paused"))
                 .markup(),
         )
         .page())
@@ -86,7 +86,7 @@ fn reasons(held: &[outbox::HeldLane], may_operate: bool) -> Markup {
 
 pub(super) fn pauses_table(session: &Session, pauses: &[PauseOfClass]) -> Table {
     let heads = &["Paused", "Until", "Since", "By", "Why", ""];
-    let mut table = Table::new("pauses", "Pauses of everything and of classes", heads).or("Nothing is paused.");
+    let mut table = Table::new("pauses", "Pauses of everything and of classes", heads).or("Nothing is timed.");
     for pause in pauses {
         let scope = if pause.scope == "all" { "everything" } else { pause.scope.as_str() };
         let resume = match pause.scope.as_str() {
@@ -108,7 +108,7 @@ pub(super) fn pauses_table(session: &Session, pauses: &[PauseOfClass]) -> Table 
     table
 }
 
-/// What is paused or resumed, as a form names it. None is what was held.
+/// What is timed or resumed, as a form names it. None is what was held.
 fn scope_of(params: &mut Params) -> Result<Option<Scope>, ApiError> {
     let named = params.one_of("scope", &["all", "class", "conversation", "lane", "held"]);
     let class = params.one_of("class", &["call", "chat"]);
@@ -230,12 +230,11 @@ pub(super) async fn resume(
     let reason = params.reason("reason", false);
     params.finish()?;
     let (by, reason) = (operator.name(), reason.as_deref());
-    let (ended, complete) = match scope {
-        Some(scope) => (pauses::resume_scope(&state, &by, scope, reason).await?.ended, true),
-        None => {
-            let done = pauses::resume_held(&state, &by, because.as_deref(), reason).await?;
-            (done.resumed.ended, done.complete)
-        }
+    let (ended, complete) = if let Some(scope) = scope {
+        (pauses::resume_scope(&state, &by, scope, reason).await?.ended, true)
+    } else {
+        let done = pauses::resume_held(&state, &by, because.as_deref(), reason).await?;
+        (done.resumed.ended, done.complete)
     };
     let done = match (ended, complete) {
         (0, true) => "nothing_resumed",

@@ -18,7 +18,7 @@ pub(super) struct Sections {
     /// What to know first.
     lead: Option<Markup>,
     actions: Vec<Markup>,
-    sections: Vec<Markup>,
+    parts: Vec<Markup>,
     /// Whether the script renews it.
     live: bool,
 }
@@ -27,7 +27,7 @@ impl Sections {
     pub(super) fn new(session: &Session, section: &'static str, title: impl Into<String>) -> Self {
         let shell = Shell::new(session, section, title);
         let heading = super::html::text(&shell.title);
-        Self { shell, heading, lead: None, actions: Vec::new(), sections: Vec::new(), live: false }
+        Self { shell, heading, lead: None, actions: Vec::new(), parts: Vec::new(), live: false }
     }
 
     pub(super) fn heading(mut self, heading: Markup) -> Self {
@@ -52,7 +52,7 @@ impl Sections {
 
     pub(super) fn section(mut self, section: Markup) -> Self {
         if !section.0.is_empty() {
-            self.sections.push(section);
+            self.parts.push(section);
         }
         self
     }

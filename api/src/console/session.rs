@@ -68,7 +68,7 @@ impl FormKey {
             .map(|n| given.get(2 * n..2 * n + 2).and_then(|hex| u8::from_str_radix(hex, 16).ok()))
             .collect();
         let signs = |bytes: Vec<u8>| self.0.clone().chain_update(token.as_bytes()).verify_slice(&bytes).is_ok();
-        given.len() % 2 == 0 && bytes.is_some_and(signs)
+        given.len().is_multiple_of(2) && bytes.is_some_and(signs)
     }
 }
 

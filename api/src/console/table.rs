@@ -42,6 +42,7 @@ impl Table {
         self
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "what is passed are ids and numbers, which are copied")]
     pub(super) fn row(&mut self, key: impl ToString, cells: Vec<Markup>) {
         debug_assert_eq!(cells.len(), self.heads.len(), "a cell for each head of {}", self.id);
         self.rows.push(Row { key: key.to_string(), cells });

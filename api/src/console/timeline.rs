@@ -1,6 +1,9 @@
 //! What happened, as a table.
 
-use shared::outbox::{Moment, MomentKind};
+use shared::{
+    ids::OutboxId,
+    outbox::{Moment, MomentKind},
+};
 
 use super::{
     html::{self, Markup, Tone},
@@ -11,7 +14,7 @@ pub(super) fn table(caption: &str, moments: &[Moment]) -> Table {
     let heads = &["At", "What", "Happened", "On", "By", "Status", "Code", "Took"];
     let mut table = Table::new("timeline", caption, heads).or("Nothing happened.");
     for (n, moment) in moments.iter().enumerate() {
-        let on = moment.outbox_id.map(|id| id.as_uuid()).or(moment.subject_id);
+        let on = moment.outbox_id.map(OutboxId::as_uuid).or(moment.subject_id);
         table.row(
             n,
             vec![

@@ -265,6 +265,7 @@ pub(crate) async fn requeue_of(
     conversations: &[ConversationId],
     limit: i64,
 ) -> Result<CameBack, sqlx::Error> {
+    #[expect(clippy::struct_field_names, reason = "they are the columns")]
     struct Head {
         conversation_id: ConversationId,
         lane_id: LaneId,

@@ -16,6 +16,8 @@ pub enum Wanted {
     /// Dead letters, and live operations by their own ids: a message's id is not explicit enough for what may leave a
     /// deleted text on Matrix.
     DeadOrNamed,
+    /// What is live.
+    Live,
 }
 
 /// The operations that ids lead to.
@@ -44,7 +46,11 @@ pub async fn resolve(conn: &mut PgConnection, ids: &[Uuid], wanted: Wanted) -> R
         let found = find(conn, *id).await?;
         let live = |found: &&Found| found.place == Place::Live;
         let named = |found: &&Found| wanted == Wanted::DeadOrNamed && live(found) && found.outbox_id.as_uuid() == *id;
-        let taken: Vec<_> = found.iter().filter(|found| found.place == Place::Dead || named(found)).collect();
+        let is_wanted = |found: &&Found| match wanted {
+            Wanted::Dead | Wanted::DeadOrNamed => found.place == Place::Dead || named(found),
+            Wanted::Live => live(found),
+        };
+        let taken: Vec<_> = found.iter().filter(is_wanted).collect();
         if taken.is_empty() {
             let subject = found.first().map_or(*id, |found| found.subject_id);
             let message = message_facts(conn, subject).await?;
@@ -53,6 +59,7 @@ pub async fn resolve(conn: &mut PgConnection, ids: &[Uuid], wanted: Wanted) -> R
                 (Some(message), _) if message.deleted_at.is_some() => Refusal::Deleted,
                 (_, Some(found)) if found.place == Place::Withdrawn => Refusal::Discarded,
                 (None, None) => Refusal::Unknown,
+                _ if wanted == Wanted::Live => Refusal::NotWaiting,
                 _ => Refusal::NotDead,
             };
             targets.refused.push(Refused::new(*id, reason));

@@ -97,6 +97,7 @@ impl fmt::Display for AsOf {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 mod tests {
     use super::*;
 

@@ -15,6 +15,7 @@ use time::OffsetDateTime;
 use crate::{
     audit::{self, Act, Verb},
     ids::{ConversationId, TaskId, WorkerId},
+    outbox::Repair,
 };
 
 mod as_of;
@@ -276,7 +277,7 @@ pub async fn start_repair(
     conn: &mut PgConnection,
     by: &str,
     conversation_id: ConversationId,
-    repair: impl Serialize,
+    repair: Repair,
     mut arguments: Value,
     reason: Option<&str>,
 ) -> Result<Task, sqlx::Error> {

@@ -140,7 +140,7 @@ pub async fn start_requeue(
 async fn take_time(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     plan_as_asked(conn).await?;
     sqlx::query!(
-        "select set_config('statement_timeout', $1, true), set_config('work_mem', $2, true)",
+        "select set_config('statement_timeout', $1, true) as time, set_config('work_mem', $2, true) as memory",
         LONGEST.as_millis().to_string(),
         MEMORY,
     )

@@ -417,6 +417,7 @@ mod tests {
     const ACCOUNT: &str = "@service:nova.test";
 
     /// A room in which each operation has one event, and what the database knows of them.
+    #[expect(clippy::struct_field_names, reason = "it is what it is called everywhere")]
     struct Room {
         room_id: RoomId,
         conversation_id: ConversationId,

@@ -84,7 +84,8 @@ pub(crate) async fn measure(database: &Database, quick: bool) -> Vec<Figure> {
     assert_eq!((task.status, task.done), (TaskStatus::Done, letters as i64), "all of them came back: {task:?}");
     stop.cancel();
     let meanwhile = writing.await.unwrap();
-    while sqlx::query_scalar::<_, bool>("select exists (select 1 from outbox)").fetch_one(&database.pool).await.unwrap() {
+    while sqlx::query_scalar::<_, bool>("select exists (select 1 from outbox)").fetch_one(&database.pool).await.unwrap()
+    {
         sleep(Duration::from_millis(50)).await;
     }
     let delivered = began.elapsed();

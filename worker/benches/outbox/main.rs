@@ -12,10 +12,12 @@
 
 use clap::{Parser, ValueEnum};
 
+mod bulk;
 mod calls;
 mod chat;
 mod claim;
 mod database;
+mod desk;
 mod drain;
 mod figures;
 mod home;
@@ -45,6 +47,8 @@ enum Section {
     Claim,
     /// Pages that a claim reads while someone holds a snapshot
     Snapshot,
+    /// Pages that operators' lists read, and a bulk requeue beside what people write
+    Desk,
 }
 
 /// Measures the outbox beside its limits. Run it with `make bench`.
@@ -82,6 +86,7 @@ async fn main() {
             Section::Calls => calls::measure(options.quick).await,
             Section::Claim => claim::measure(options.quick).await,
             Section::Snapshot => snapshot::measure(options.quick).await,
+            Section::Desk => desk::measure(options.quick).await,
         });
     }
     let mut summary = Table::new("Summary", &["what", "measured", "limit beside it", "ratio", "goal"]);

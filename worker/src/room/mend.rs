@@ -4,13 +4,11 @@ use serde_json::json;
 use shared::{
     chat,
     ids::{ConversationId, RoomId},
+    metric,
 };
 
 use super::{MARKER, RoomError, RoomStep, Rooms};
-use crate::{
-    homeserver::{Failure, Refusal},
-    metric,
-};
+use crate::homeserver::{Failure, Refusal};
 
 /// What became of the alias of a conversation.
 #[derive(Debug)]

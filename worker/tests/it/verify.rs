@@ -121,6 +121,7 @@ const EVENT_OF: &str =
     "select event_id from sent_events where subject_id = $1 and kind = 'message' and lost_at is null";
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one room, damaged in every way")]
 async fn each_kind_of_damage_in_a_real_room_is_found_repaired_as_it_says_and_then_gone() {
     let home = Home::synapse().await;
     let scene = Scene::new(&home).await;

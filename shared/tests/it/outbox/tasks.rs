@@ -6,7 +6,7 @@ use shared::{
     audit::{self, AuditFilter, Verb},
     chat,
     ids::{ConversationId, OutboxId, TaskId, UserId, WorkerId},
-    outbox::{self, DeadFilter, Kind, MOST_LETTERS, Refusal, Selection},
+    outbox::{self, DeadFilter, Kind, MOST_LETTERS, Refusal, Repair, Selection},
     tasks::{self, AsOf, Preview, Progress, Step, Task, TaskKind, TaskStatus},
     workers::{self, WorkerSeen},
 };
@@ -626,7 +626,7 @@ async fn a_task_that_was_handed_back_is_due_later_and_one_that_was_cancelled_nev
     let lane = World::with_lane().await;
     let world = &lane.world;
     let mut tx = world.begin().await;
-    let task = tasks::start_repair(&mut tx, OPERATOR, lane.id, "rejoin", json!({}), Some("why")).await.unwrap();
+    let task = tasks::start_repair(&mut tx, OPERATOR, lane.id, Repair::Rejoin, json!({}), Some("why")).await.unwrap();
     tx.commit().await.unwrap();
     assert_eq!((task.kind, task.arguments), (TaskKind::Repair, json!({"repair": "rejoin"})));
     let owner = WorkerId::generate();

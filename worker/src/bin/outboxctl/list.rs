@@ -4,24 +4,28 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use shared::{
     config::DatabaseArgs,
-    ids::{ConversationId, LaneId, OutboxId},
-    outbox::{self, DeadFilter, LiveFilter},
+    ids::{ConversationId, LaneId, OutboxId, UserId},
+    outbox::{self, Counted, DeadGroup, LiveFilter, Repair, SentFilter},
 };
 use sqlx::PgConnection;
-use uuid::Uuid;
 
 use crate::{
     Failed,
-    print::{at, at_or_dash, clean, json, say, table},
+    filter::FilterArgs,
+    print::{at, at_or_dash, clean, json, or_dash, repair_command, say, table},
     session,
+    when::span,
 };
 
 const EXAMPLES: &str = "Examples:
   outboxctl list                                       the newest dead letters
-  outboxctl list --errcode M_TOO_LARGE --limit 200
+  outboxctl list --groups                              what they died of, the largest groups first
+  outboxctl list --errcode M_TOO_LARGE --since 2h --limit 200
+  outboxctl list --user <ID> --text 'timed out'
   outboxctl list --state held                          lanes that wait for somebody
   outboxctl list --state paused
   outboxctl list --state live --conversation <ID>      what a conversation has still to send, oldest first
+  outboxctl list --state delivered --since 10m         what was made since and stands in its room
   outboxctl list --json | jq -r '.items[].outbox_id'";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -35,6 +39,20 @@ enum State {
     Paused,
     /// Operations that are still to be done, oldest first
     Live,
+    /// Operations that stand in their rooms, those made last first
+    Delivered,
+}
+
+impl State {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Dead => "dead",
+            Self::Held => "held",
+            Self::Paused => "paused",
+            Self::Live => "live",
+            Self::Delivered => "delivered",
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -43,18 +61,11 @@ pub(crate) struct ListArgs {
     /// What to list
     #[arg(long, value_enum, default_value_t = State::Dead)]
     state: State,
-    /// Only of this conversation
-    #[arg(long, value_name = "ID")]
-    conversation: Option<Uuid>,
-    /// Only operations that do this: message, edit, redact, invite or remove
-    #[arg(long)]
-    kind: Option<String>,
-    /// Only dead letters of this cause
-    #[arg(long, value_parser = ["own_fault", "parent_dead", "gave_up"])]
-    cause: Option<String>,
-    /// Only dead letters with this Matrix error code
-    #[arg(long)]
-    errcode: Option<String>,
+    /// Dead letters by what they have in common: cause, error code and kind
+    #[arg(long, conflicts_with_all = ["state", "FilterArgs", "cursor"])]
+    groups: bool,
+    #[command(flatten)]
+    filter: FilterArgs,
     /// How many at most
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
     limit: u16,
@@ -72,6 +83,9 @@ pub(crate) struct ListArgs {
 #[derive(Serialize)]
 struct Page<T> {
     state: State,
+    /// How many there are on all pages; only of dead letters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    count: Option<Counted>,
     /// Pauses of everything and of classes; only with `--state paused`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pauses: Option<Vec<outbox::PauseOfClass>>,
@@ -80,26 +94,45 @@ struct Page<T> {
 }
 
 pub(crate) async fn list(args: &ListArgs) -> Result<(), Failed> {
-    let of_operations = matches!(args.state, State::Dead | State::Live);
-    if args.kind.is_some() && !of_operations {
-        return Err(Failed::Usage("--kind goes with --state dead or live only".to_owned()));
-    }
-    if (args.cause.is_some() || args.errcode.is_some()) && args.state != State::Dead {
-        return Err(Failed::Usage("--cause and --errcode go with --state dead only".to_owned()));
-    }
+    args.check()?;
     let pool = session::database(&args.database)?;
     let mut tx = pool.begin().await?;
+    if args.groups {
+        return groups(&mut tx, args).await;
+    }
     match args.state {
         State::Dead => dead(&mut tx, args).await,
         State::Held => held(&mut tx, args).await,
         State::Paused => paused(&mut tx, args).await,
         State::Live => live(&mut tx, args).await,
+        State::Delivered => delivered(&mut tx, args).await,
     }
 }
 
 impl ListArgs {
+    /// Not every wish makes sense of everything.
+    fn check(&self) -> Result<(), Failed> {
+        let filter = &self.filter;
+        let operations = matches!(self.state, State::Dead | State::Live | State::Delivered);
+        let (dead, failing) = (self.state == State::Dead, matches!(self.state, State::Dead | State::Live));
+        for (option, given, makes_sense) in [
+            ("kind", filter.kind.is_some(), operations),
+            ("user", filter.user.is_some(), operations),
+            ("since", filter.since.is_some(), operations),
+            ("until", filter.until.is_some(), operations),
+            ("errcode", filter.errcode.is_some(), failing),
+            ("cause", filter.cause.is_some(), dead),
+            ("text", filter.text.is_some(), dead),
+        ] {
+            if given && !makes_sense {
+                return Err(Failed::Usage(format!("--{option} does not go with --state {}", self.state.as_str())));
+            }
+        }
+        Ok(())
+    }
+
     fn conversation_id(&self) -> Option<ConversationId> {
-        self.conversation.map(ConversationId::from)
+        self.filter.conversation.map(ConversationId::from)
     }
 
     /// One more than asked for tells whether there is a next page.
@@ -116,7 +149,7 @@ impl ListArgs {
         let more = items.len() > usize::from(self.limit);
         items.truncate(usize::from(self.limit));
         let next_cursor = items.last().filter(|_| more).map(cursor);
-        Page { state: self.state, pauses: None, items, next_cursor }
+        Page { state: self.state, count: None, pauses: None, items, next_cursor }
     }
 
     fn print<T: Serialize, const N: usize>(
@@ -143,26 +176,69 @@ impl ListArgs {
 }
 
 async fn dead(conn: &mut PgConnection, args: &ListArgs) -> Result<(), Failed> {
-    let filter = DeadFilter {
-        conversation_id: args.conversation_id(),
-        kind: args.kind.clone(),
-        cause: args.cause.clone(),
-        errcode: args.errcode.clone(),
-        ..DeadFilter::default()
-    };
+    let filter = args.filter.dead(conn).await?;
     let before = args.cursor(|text| text.parse().ok())?;
     let letters = outbox::dead_letters(conn, &filter, before, args.limit_and_one()).await?;
-    let page = args.page(letters, |letter| letter.cursor().to_string());
+    let mut page = args.page(letters, |letter| letter.cursor().to_string());
+    let counted = outbox::count_dead(conn, &filter).await?;
+    page.count = Some(counted);
     args.print(&page, "no dead letters", ["died", "operation", "kind", "cause", "errcode", "what to do"], |letter| {
         [
             at(letter.died_at),
             letter.outbox_id.to_string(),
             clean(&letter.kind),
             clean(&letter.cause),
-            letter.errcode.as_deref().map_or_else(|| "-".to_owned(), clean),
-            clean(&letter.hint),
+            or_dash(letter.errcode.as_deref()),
+            with_repair(&letter.hint, letter.repair, letter.conversation_id),
         ]
-    })
+    })?;
+    if !args.json && counted.count > 0 {
+        say(&format!("{counted} in all"));
+    }
+    Ok(())
+}
+
+/// What to do, and what this program can do about it.
+fn with_repair(hint: &str, repair: Option<Repair>, conversation_id: ConversationId) -> String {
+    match repair {
+        Some(repair) => format!("{}; or: {}", clean(hint), repair_command(repair, conversation_id)),
+        None => clean(hint),
+    }
+}
+
+/// Groups, as programs read them.
+#[derive(Serialize)]
+struct Groups {
+    groups: Vec<DeadGroup>,
+}
+
+async fn groups(conn: &mut PgConnection, args: &ListArgs) -> Result<(), Failed> {
+    let groups = Groups { groups: outbox::dead_groups(conn, i64::from(args.limit)).await? };
+    if args.json {
+        return json(&groups);
+    }
+    if groups.groups.is_empty() {
+        say("no dead letters");
+        return Ok(());
+    }
+    let rows: Vec<_> = groups
+        .groups
+        .iter()
+        .map(|group| {
+            [
+                group.count.to_string(),
+                clean(&group.cause),
+                or_dash(group.errcode.as_deref()),
+                clean(&group.kind),
+                at(group.oldest_at),
+                at(group.newest_at),
+                group.repair.map_or("-", Repair::as_str).to_owned(),
+                clean(&group.hint),
+            ]
+        })
+        .collect();
+    say(&table(["count", "cause", "errcode", "kind", "first", "last", "repair", "what to do"], &rows));
+    Ok(())
 }
 
 async fn held(conn: &mut PgConnection, args: &ListArgs) -> Result<(), Failed> {
@@ -178,7 +254,7 @@ async fn held(conn: &mut PgConnection, args: &ListArgs) -> Result<(), Failed> {
             lane.lane_class.clone(),
             lane.waiting.to_string(),
             at_or_dash(lane.oldest_at),
-            clean(&lane.reason),
+            with_repair(&lane.reason, lane.repair, lane.conversation_id),
         ]
     })
 }
@@ -213,12 +289,20 @@ async fn paused(conn: &mut PgConnection, args: &ListArgs) -> Result<(), Failed> 
 
 async fn live(conn: &mut PgConnection, args: &ListArgs) -> Result<(), Failed> {
     let after: Option<OutboxId> = args.cursor(|text| text.parse().ok())?;
-    let filter =
-        LiveFilter { conversation_id: args.conversation_id(), kind: args.kind.clone(), ..LiveFilter::default() };
+    let (since, until) = span(conn, args.filter.since, args.filter.until).await?;
+    let filter = LiveFilter {
+        conversation_id: args.conversation_id(),
+        kind: args.filter.kind.clone(),
+        user_id: args.filter.user.map(UserId::from),
+        errcode: args.filter.errcode.clone(),
+        since,
+        until,
+    };
     let operations = outbox::live_operations(conn, &filter, after, args.limit_and_one()).await?;
     let page = args.page(operations, |operation| operation.outbox_id.to_string());
     let heads = ["enqueued", "operation", "kind", "conversation", "place", "failures", "waits for"];
     args.print(&page, "nothing waits", heads, |operation| {
+        let errcode = operation.last_errcode.as_deref().map(|errcode| format!(" ({})", clean(errcode)));
         let waits = match (&operation.hold, operation.lane_due_at) {
             (Some(hold), _) => format!("somebody: {}", clean(hold)),
             (None, _) if !operation.first => "what is before it in its lane".to_owned(),
@@ -230,8 +314,32 @@ async fn live(conn: &mut PgConnection, args: &ListArgs) -> Result<(), Failed> {
             clean(&operation.kind),
             operation.conversation_id.to_string(),
             operation.seq.to_string(),
-            operation.failures.to_string(),
+            format!("{}{}", operation.failures, errcode.unwrap_or_default()),
             waits,
+        ]
+    })
+}
+
+async fn delivered(conn: &mut PgConnection, args: &ListArgs) -> Result<(), Failed> {
+    let before = args.cursor(|text| text.parse().ok())?;
+    let (since, until) = span(conn, args.filter.since, args.filter.until).await?;
+    let filter = SentFilter {
+        conversation_id: args.conversation_id(),
+        kind: args.filter.kind.clone(),
+        user_id: args.filter.user.map(UserId::from),
+        since,
+        until,
+    };
+    let operations = outbox::sent_operations(conn, &filter, before, args.limit_and_one()).await?;
+    let page = args.page(operations, |operation| operation.cursor().to_string());
+    let heads = ["delivered", "operation", "kind", "conversation", "event"];
+    args.print(&page, "nothing was delivered", heads, |operation| {
+        [
+            at(operation.sent_at),
+            operation.outbox_id.to_string(),
+            clean(&operation.kind),
+            operation.conversation_id.to_string(),
+            clean(operation.event_id.as_str()),
         ]
     })
 }

@@ -2,11 +2,16 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use shared::config::{ConfigProblem, DatabaseArgs};
 
 mod audit;
+mod bulk;
+mod complete;
+mod completion;
 mod discard;
+mod explain;
+mod filter;
 mod list;
 mod pause;
 mod print;
@@ -15,7 +20,11 @@ mod resume;
 mod session;
 mod setup;
 mod show;
+mod stats;
+mod tasks;
+mod timeline;
 mod verify;
+mod when;
 
 #[derive(Debug, Parser)]
 #[command(name = "outboxctl", version, about = "Operates matrix-outbox", after_help = EXIT_CODES)]
@@ -29,14 +38,26 @@ const EXIT_CODES: &str =
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// List what is dead, held, paused, or still to be done
+    /// See in one look what waits, what is stuck and of what, and who works
+    Stats(stats::StatsArgs),
+    /// List what is dead, held, paused, still to be done, or delivered
     List(list::ListArgs),
-    /// Show where an operation or a message stands, why, and what to do
+    /// Show where an operation, a message or a call stands, and all that happened to it
     Show(show::ShowArgs),
+    /// Say in a sentence why something waits, when it goes, and what to do
+    Explain(explain::ExplainArgs),
+    /// Show what happened in a conversation
+    Timeline(timeline::TimelineArgs),
     /// Bring dead letters back to their places
-    Requeue(requeue::RequeueArgs),
+    Requeue(Box<requeue::RequeueArgs>),
     /// Throw dead letters away, or give up what holds a lane and can never succeed
     Discard(discard::DiscardArgs),
+    /// End what still waits, as if its time were over
+    Expire(complete::ExpireArgs),
+    /// Say that something is done, and as which event
+    Complete(complete::CompleteArgs),
+    /// List tasks and how far they are, or end one
+    Tasks(tasks::TasksArgs),
     /// Stop sending: everything, a class, a conversation or a lane
     Pause(pause::PauseArgs),
     /// Let go on what is paused or held
@@ -47,6 +68,8 @@ enum Command {
     Repair(verify::RepairArgs),
     /// List what operators did
     Audit(audit::AuditArgs),
+    /// Print what a shell needs to complete commands and options
+    Completion(completion::CompletionArgs),
     /// Bring the database schema up to this release
     Migrate(DatabaseArgs),
     /// Mint a token for development
@@ -77,15 +100,22 @@ impl<E: Into<anyhow::Error>> From<E> for Failed {
 #[tokio::main]
 async fn main() -> ExitCode {
     let ended = match Cli::parse().command {
+        Command::Stats(args) => stats::stats(&args).await,
         Command::List(args) => list::list(&args).await,
         Command::Show(args) => show::show(&args).await,
+        Command::Explain(args) => explain::explain(&args).await,
+        Command::Timeline(args) => timeline::timeline(&args).await,
         Command::Requeue(args) => requeue::requeue(&args).await,
         Command::Discard(args) => discard::discard(&args).await,
+        Command::Expire(args) => complete::expire(&args).await,
+        Command::Complete(args) => complete::complete(&args).await,
+        Command::Tasks(args) => tasks::tasks(&args).await,
         Command::Pause(args) => pause::pause(&args).await,
         Command::Resume(args) => resume::resume(&args).await,
         Command::Verify(args) => verify::verify(&args).await,
         Command::Repair(args) => verify::repair(&args).await,
         Command::Audit(args) => audit::audit(&args).await,
+        Command::Completion(args) => completion::completion(&args, Cli::command()),
         Command::Migrate(args) => setup::migrate(&args).await,
         Command::Token(args) => setup::mint(&args),
         Command::Doctor(args) => setup::doctor(&args).await,

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 
 use serde::Serialize;
+use shared::{ids::ConversationId, outbox::Repair};
 use time::{OffsetDateTime, UtcOffset, macros::format_description};
 
 use crate::Failed;
@@ -30,9 +31,19 @@ pub(crate) fn at_or_dash(time: Option<OffsetDateTime>) -> String {
     time.map_or_else(|| "-".to_owned(), at)
 }
 
+/// Text of others, or a dash.
+pub(crate) fn or_dash(text: Option<&str>) -> String {
+    text.map_or_else(|| "-".to_owned(), clean)
+}
+
 /// Text of others, on one line: what a homeserver answers must not steer the terminal.
 pub(crate) fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// What is typed for a repair.
+pub(crate) fn repair_command(repair: Repair, conversation_id: ConversationId) -> String {
+    format!("outboxctl repair --conversation {conversation_id} {}", repair.as_str().replace('_', "-"))
 }
 
 /// A table with aligned columns.

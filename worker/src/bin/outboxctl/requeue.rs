@@ -9,12 +9,14 @@ use shared::{
     ids::{ConversationId, OutboxId},
     operator,
     outbox::{self, LaneAhead, Letter, MOST_LETTERS, Refused, Requeue, Selection, Targets, Wanted},
+    tasks::AsOf,
 };
 use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::{
-    Failed,
+    Failed, bulk,
+    filter::FilterArgs,
     print::{at, clean, count, json, say, table},
     session::{self, Who, parse_reason},
 };
@@ -23,39 +25,54 @@ const EXAMPLES: &str = "\
 A dead letter comes back to its old place: before everything of its lane that was not handed out yet. What was delivered
 meanwhile stays ahead of it. A message takes its edits along.
 
+Of many conversations, or by time, it takes two commands: the first looks what would come back, and names the moment as of
+which it looked; the second brings exactly that back, step by step, in order, at most so many a second. Ctrl-C leaves it to
+the workers; see `outboxctl tasks`.
+
 Examples:
   outboxctl requeue <ID>                                            an operation or a message
   outboxctl requeue --conversation <ID> --errcode M_TOO_LARGE --dry-run
-  outboxctl requeue --conversation <ID> --reason 'the limit was raised'";
+  outboxctl requeue --conversation <ID> --reason 'the limit was raised'
+  outboxctl requeue --errcode M_UNKNOWN --since 2h --dry-run        prints the command that does it
+  outboxctl requeue --errcode M_UNKNOWN --since <TIME> --as-of <AS-OF> --rate 200 --reason 'the homeserver is back'
+  outboxctl requeue --all --dry-run
+
+Exit codes: 0 something came back for each id, or by the filter; 1 nothing did, something was refused, or it was
+interrupted; 2 wrong use";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct RequeueArgs {
     /// Operations, or messages
-    #[arg(required_unless_present = "conversation", conflicts_with = "conversation")]
+    #[arg(conflicts_with_all = ["FilterArgs", "all", "as_of", "rate", "detach"])]
     ids: Vec<Uuid>,
-    /// All dead letters of this conversation
-    #[arg(long, value_name = "ID")]
-    conversation: Option<Uuid>,
-    /// Only those of this cause
-    #[arg(long, value_parser = ["own_fault", "parent_dead", "gave_up"], requires = "conversation", conflicts_with = "ids")]
-    cause: Option<String>,
-    /// Only those with this Matrix error code
-    #[arg(long, requires = "conversation", conflicts_with = "ids")]
-    errcode: Option<String>,
+    #[command(flatten)]
+    pub(crate) filter: FilterArgs,
+    /// All dead letters there are
+    #[arg(long, conflicts_with = "FilterArgs")]
+    all: bool,
     /// Say what would come back, and change nothing
+    #[arg(long, conflicts_with = "detach")]
+    pub(crate) dry_run: bool,
+    /// Exactly what a dry run with the same filter found: what it printed
+    #[arg(long, value_name = "AS-OF")]
+    pub(crate) as_of: Option<AsOf>,
+    /// How many a second at most
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) rate: Option<u32>,
+    /// Begin, and leave it to the workers
     #[arg(long)]
-    dry_run: bool,
+    pub(crate) detach: bool,
     /// Why, for the trail
     #[arg(long, value_parser = parse_reason)]
-    reason: Option<String>,
+    pub(crate) reason: Option<String>,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
     #[command(flatten)]
-    who: Who,
+    pub(crate) who: Who,
     #[command(flatten)]
-    database: DatabaseArgs,
+    pub(crate) database: DatabaseArgs,
 }
 
 /// What came back, or would, as programs read it.
@@ -74,14 +91,31 @@ struct OfConversation {
     operations: Vec<Letter>,
 }
 
+impl RequeueArgs {
+    /// One conversation's, in one transaction: what needs no task.
+    fn is_of_one_conversation(&self) -> bool {
+        let as_task = self.as_of.is_some() || self.rate.is_some() || self.detach;
+        self.filter.conversation.is_some() && self.filter.is_at_most_of_a_conversation() && !as_task
+    }
+}
+
 pub(crate) async fn requeue(args: &RequeueArgs) -> Result<(), Failed> {
+    if args.ids.is_empty() {
+        if args.filter.is_empty() && !args.all {
+            return Err(Failed::Usage("say what: ids, --conversation, another filter, or --all".to_owned()));
+        }
+        if !args.is_of_one_conversation() {
+            return bulk::requeue(args).await;
+        }
+    }
     let by = args.who.name()?;
     let pool = session::database(&args.database)?;
     let mut targets = Targets::default();
     let mut report = Report { dry_run: args.dry_run, requeued: 0, conversations: Vec::new(), refused: Vec::new() };
     let mut failed = None;
-    if let Some(conversation) = args.conversation {
-        let selection = Selection::Matching { cause: args.cause.as_deref(), errcode: args.errcode.as_deref() };
+    if let Some(conversation) = args.filter.conversation {
+        let selection =
+            Selection::Matching { cause: args.filter.cause.as_deref(), errcode: args.filter.errcode.as_deref() };
         report.take(conversation.into(), one(&pool, args, &by, conversation.into(), selection).await?);
     } else {
         targets = outbox::resolve(&mut *pool.acquire().await?, &args.ids, Wanted::Dead).await?;
@@ -168,7 +202,7 @@ impl Report {
         let verb = if self.dry_run { "would come back" } else { "came back" };
         lines.push(format!("{} {verb}", count(self.requeued as u64, "operation")));
         if i64::try_from(self.requeued).is_ok_and(|back| back >= MOST_LETTERS) {
-            lines.push(format!("no more than {MOST_LETTERS} come back at once: there may be more"));
+            lines.push(format!("no more than {MOST_LETTERS} come back at once: there may be more, for which --dry-run --rate 1000 makes a task"));
         }
         lines.join("\n")
     }

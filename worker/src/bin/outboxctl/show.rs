@@ -4,24 +4,27 @@ use clap::Args;
 use serde::Serialize;
 use shared::{
     config::DatabaseArgs,
-    outbox::{self, AttemptView, MessageFacts, Shown},
+    outbox::{self, AttemptView, MessageFacts, Moment, Shown},
 };
 use uuid::Uuid;
 
 use crate::{
     Failed,
-    print::{at, clean, count, json, say, table},
+    print::{at, clean, count, json, repair_command, say},
     session,
+    timeline::of_operation,
 };
 
 const EXAMPLES: &str = "Examples:
-  outboxctl show 0197a3c4-...          an operation, or a message with all its operations
-  outboxctl show 0197a3c4-... --json";
+  outboxctl show 0197a3c4-...          an operation, or a message or a call with all its operations
+  outboxctl show 0197a3c4-... --json | jq '.operations[].timeline[] | [.at, .words]'
+
+Exit codes: 0 it is known; 1 nothing is known of it; 2 wrong use";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ShowArgs {
-    /// An operation or a message
+    /// An operation, a message or a call
     id: Uuid,
     /// Print JSON
     #[arg(long)]
@@ -35,7 +38,15 @@ pub(crate) struct ShowArgs {
 struct Report {
     id: Uuid,
     message: Option<MessageFacts>,
-    operations: Vec<Shown>,
+    operations: Vec<Told>,
+}
+
+/// An operation with all that happened to it.
+#[derive(Serialize)]
+struct Told {
+    #[serde(flatten)]
+    shown: Shown,
+    timeline: Vec<Moment>,
 }
 
 pub(crate) async fn show(args: &ShowArgs) -> Result<(), Failed> {
@@ -51,7 +62,8 @@ pub(crate) async fn show(args: &ShowArgs) -> Result<(), Failed> {
     }
     let mut operations = Vec::with_capacity(found.len());
     for found in found {
-        operations.push(outbox::show(&mut conn, found).await?);
+        let timeline = outbox::operation_timeline(&mut conn, &found).await?;
+        operations.push(Told { shown: outbox::show(&mut conn, found).await?, timeline });
     }
     let report = Report { id: args.id, message, operations };
     if args.json {
@@ -84,7 +96,7 @@ fn describe_message(message: &MessageFacts, nothing_left: bool) -> String {
     lines.join("\n")
 }
 
-fn describe(shown: &Shown) -> String {
+fn describe(Told { shown, timeline }: &Told) -> String {
     let state = serde_json::to_value(shown.explanation.state).unwrap_or_default();
     let mut lines = vec![
         String::new(),
@@ -122,7 +134,12 @@ fn describe(shown: &Shown) -> String {
             line(name, format!("{}: {}", at(attempt.at), error(attempt)));
         }
     }
-    lines.push(attempts(shown));
+    line("in short", clean(&shown.explanation.sentence));
+    if let Some(repair) = shown.explanation.repair {
+        line("repair", repair_command(repair, shown.found.conversation_id));
+    }
+    lines.push(format!("{}; what happened:", count(shown.attempts_total, "attempt")));
+    lines.push(of_operation(timeline));
     lines.join("\n")
 }
 
@@ -130,27 +147,4 @@ fn error(attempt: &AttemptView) -> String {
     let status = attempt.http_status.map(|status| status.to_string());
     let parts = [Some(attempt.outcome.clone()), status, attempt.errcode.clone(), attempt.detail.clone()];
     clean(&parts.into_iter().flatten().collect::<Vec<_>>().join(" "))
-}
-
-fn attempts(shown: &Shown) -> String {
-    let rows: Vec<_> = shown
-        .explanation
-        .attempts
-        .iter()
-        .map(|attempt| {
-            [
-                at(attempt.at),
-                clean(&attempt.outcome),
-                attempt.http_status.map_or_else(|| "-".to_owned(), |status| status.to_string()),
-                attempt.errcode.as_deref().map_or_else(|| "-".to_owned(), clean),
-                format!("{} ms", attempt.duration_ms),
-                clean(attempt.detail.as_deref().unwrap_or_default()),
-            ]
-        })
-        .collect();
-    let head = count(shown.attempts_total, "attempt");
-    if rows.is_empty() {
-        return head;
-    }
-    format!("{head}\n{}", table(["at", "outcome", "status", "errcode", "took", "detail"], &rows))
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use shared::{
     config::DatabaseArgs,
     ids::ConversationId,
+    outbox::Repair,
     tasks::{self, Task, TaskStatus},
     verify,
 };
@@ -84,7 +85,7 @@ Examples:
 #[command(after_help = REPAIR_EXAMPLES)]
 pub(crate) struct RepairArgs {
     /// Which repair
-    repair: Repair,
+    repair: Which,
     /// The conversation
     #[arg(long, value_name = "ID")]
     conversation: Uuid,
@@ -100,12 +101,22 @@ pub(crate) struct RepairArgs {
     database: DatabaseArgs,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Repair {
+/// A repair, as it is typed.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Which {
     Rejoin,
     Reinvite,
     AdoptAlias,
+}
+
+impl From<Which> for Repair {
+    fn from(which: Which) -> Self {
+        match which {
+            Which::Rejoin => Self::Rejoin,
+            Which::Reinvite => Self::Reinvite,
+            Which::AdoptAlias => Self::AdoptAlias,
+        }
+    }
 }
 
 pub(crate) async fn verify(args: &VerifyArgs) -> Result<(), Failed> {
@@ -137,7 +148,7 @@ pub(crate) async fn repair(args: &RepairArgs) -> Result<(), Failed> {
     let conversation_id = ConversationId::from(args.conversation);
     let mut tx = pool.begin().await?;
     let reason = Some(args.reason.as_str());
-    let task = tasks::start_repair(&mut tx, &by, conversation_id, args.repair, json!({}), reason).await?;
+    let task = tasks::start_repair(&mut tx, &by, conversation_id, args.repair.into(), json!({}), reason).await?;
     tx.commit().await?;
     let task = ended(&pool, task).await?;
     if args.json {
