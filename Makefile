@@ -6,7 +6,7 @@ STACK := deploy/local/stack
 export SQLX_OFFLINE := true
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down build test calls oncall bench drill lint deny fmt docs sqlx dashboards clean-local
+.PHONY: help demo up down build test calls console oncall bench drill lint deny fmt docs sqlx dashboards clean-local
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,16 +24,20 @@ build: ## build the programs: api, worker, outboxctl
 	cargo build $(ALL) --bins
 
 # With TEST_ARGS somebody looks for certain tests only.
-test: ## run every test, on servers of its own, `calls` and `oncall`; with TEST_ARGS only those that cargo test then runs
+test: ## run every test, on servers of its own, `calls`, `console` and `oncall`; with TEST_ARGS only those that cargo test then runs
 	$(if $(TEST_ARGS),,@$(STACK) calls --prepare)
 	$(if $(TEST_ARGS),,@$(STACK) oncall --prepare)
 	cargo test $(ALL) --no-run
 	$(STACK) test -- cargo test $(ALL) $(TEST_ARGS)
 	$(if $(TEST_ARGS),,@$(STACK) calls)
+	$(if $(TEST_ARGS),,@$(STACK) console)
 	$(if $(TEST_ARGS),,@$(STACK) oncall)
 
 calls: build ## let a real browser and a real Matrix client call each other; CALLS_ARGS: --only N
 	@$(STACK) calls $(CALLS_ARGS)
+
+console: build ## drive the operators' console in a real browser; CONSOLE_ARGS="--pictures DIR" keeps pictures of its pages
+	@$(STACK) console $(CONSOLE_ARGS)
 
 oncall: build ## let a real Prometheus watch a stack: every metric, every panel, no alert in health, the right ones in trouble
 	@$(STACK) oncall
@@ -72,4 +76,4 @@ sqlx: ## renew .sqlx, the offline data of the queries, from the migrations
 
 clean-local: ## stop the local stack; delete its data, its Synapse and its Node modules
 	@$(STACK) clean
-	rm -rf .local deploy/local/calls/node_modules
+	rm -rf .local deploy/local/node_modules

@@ -5,36 +5,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
-import subprocess
 import sys
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
+import browser
 import coturn
 from coturn import Coturn
 from matrix import MatrixClient, register
-from postgres import apt_install
-from processes import StartFailed, adopt_orphans, free_port, ignore_signals, stop_orphans, tail
+from processes import adopt_orphans, free_port, ignore_signals, stop_orphans, tail
 from programs import DATABASE, SERVICE_USER, Api, mint_token
-from runs import run_command, temporary
-from service import Service, write_private
-from synapse import SERVER_NAME, Synapse, locked
+from runs import temporary
+from service import Service
+from synapse import SERVER_NAME, Synapse
 from web import Json, Refused, text
-from whole import LOCAL, Stack, say
+from whole import Stack, say
 
-HERE = Path(__file__).resolve().parent / "calls"
-DRIVER = HERE / "driver.mjs"
-MODULES = HERE / "node_modules"
-OLDEST_NODE = 20
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-PACKAGES = ("chromium", "fonts-dejavu-core")
-NODE_HINT = f'Node.js {OLDEST_NODE} or newer, with npm, was not found. Install it (https://nodejs.org), or put it on PATH'
-BROWSER_HINT = 'no Chromium was found. Install it (Debian: package "chromium"), or put it on PATH'
+DRIVER = Path(__file__).resolve().parent / "calls" / "driver.mjs"
 # Descriptions have no place in what is printed, whoever logged them; and of our own logs only what is usual is shown.
 UNPRINTED = ("candidate:", "v=0", "ice-pwd", '"level":"TRACE"', '"level":"DEBUG"')
 
@@ -87,7 +77,7 @@ def turn_settings(turn: Coturn, port: int) -> Json:
 def run(only: list[int]) -> int:
     """Plays the calls, or those of these numbers; returns the exit code."""
     adopt_orphans()
-    node, browser = tools()
+    node, chromium = tools()
     # Logs must not hold what is said in calls, whatever they are asked to tell.
     os.environ.setdefault("RUST_LOG", "trace")
     print("Calls between a browser and a Matrix client\n", flush=True)
@@ -99,7 +89,7 @@ def run(only: list[int]) -> int:
             setting = players(stack.synapse, stack.secrets["JWT_SECRET"]) | {
                 "only": only,
                 "directory": str(directory),
-                "chromium": browser,
+                "chromium": chromium,
                 "api_url": stack.api.url,
                 "second_api_url": stack.second_api.url,
                 "homeserver_url": stack.synapse.url,
@@ -108,7 +98,8 @@ def run(only: list[int]) -> int:
                 "slow_port": stack.slow_port,
                 "relay_ports": stack.coturn.relay_ports,
             }
-            code = play(node, directory, setting) or _look_for_descriptions(stack, all_played=not only)
+            code = browser.play(node, DRIVER, directory, json.dumps(setting))
+            code = code or _look_for_descriptions(stack, all_played=not only)
             if code != 0:
                 _show_logs(stack)
                 print("\nThe calls are NOT as they have to be.", file=sys.stderr)
@@ -126,11 +117,8 @@ def run(only: list[int]) -> int:
 
 def tools() -> tuple[str, str]:
     """Node and a browser. What is missing is installed, or named: these, the TURN server, and Node's modules."""
-    node = _node()
     coturn.program()
-    browser = _browser()
-    _install_modules()
-    return node, browser
+    return browser.tools()
 
 
 def players(synapse: Synapse, jwt_secret: str) -> Json:
@@ -148,15 +136,6 @@ def players(synapse: Synapse, jwt_secret: str) -> Json:
         matrix = {"matrix_user_id": account.user_id, "access_token": account.access_token, "device_id": device}
         users[name] |= matrix
     return {"server_name": SERVER_NAME, "service_user": SERVICE_USER, "users": users}
-
-
-def play(node: str, directory: Path, setting: Json) -> int:
-    """Runs the driver; what its browser leaves behind goes away with the directory."""
-    file = directory / "calls.json"
-    write_private(file, json.dumps(setting))
-    home = directory / "home"
-    home.mkdir()
-    return run_command([node, str(DRIVER), str(file)], {"HOME": str(home), "TMPDIR": str(home)})
 
 
 def _look_for_descriptions(stack: CallStack, *, all_played: bool) -> int:
@@ -197,49 +176,3 @@ def _show_logs(stack: CallStack) -> None:
     for title, text in logs:
         lines = (line for line in text.splitlines() if not any(word in line for word in UNPRINTED))
         print(f"{title}, the end of its log:{tail(chr(10).join(lines))}", file=sys.stderr)
-
-
-def _node() -> str:
-    node = shutil.which("node")
-    if node is None or shutil.which("npm") is None:
-        raise StartFailed("Node.js", NODE_HINT)
-    said = subprocess.run([node, "--version"], capture_output=True, text=True).stdout.strip()
-    if int(said.removeprefix("v").partition(".")[0] or 0) < OLDEST_NODE:
-        raise StartFailed("Node.js", f"{NODE_HINT}; {node} is {said}")
-    return node
-
-
-def _browser() -> str:
-    if (found := _find_browser()) is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        apt_install(*PACKAGES)
-        found = _find_browser()
-    if found is None:
-        raise StartFailed("Chromium", BROWSER_HINT)
-    return found
-
-
-def _find_browser() -> str | None:
-    return next(filter(None, map(shutil.which, BROWSERS)), None)
-
-
-def _install_modules() -> None:
-    """Exactly what the lock file names, once for each lock file."""
-    lock = HERE / "package-lock.json"
-    wanted = hashlib.sha256(lock.read_bytes()).hexdigest()
-    stamp = MODULES / ".lock.sha256"
-    LOCAL.mkdir(exist_ok=True)
-    with locked(LOCAL / "calls.lock"):
-        if stamp.exists() and stamp.read_text() == wanted:
-            return
-        print("Installing Node modules into deploy/local/calls/node_modules (once)", file=sys.stderr, flush=True)
-        done = subprocess.run(
-            ["npm", "ci", "--no-progress"],
-            cwd=HERE,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        if done.returncode != 0:
-            raise StartFailed("Node modules", '"npm ci" failed', done.stdout)
-        stamp.write_text(wanted)

@@ -38,6 +38,7 @@ PANELS = {"row", "stat", "timeseries", "bargauge", "table"}
 UNITS = {"short", "s", "ops", "reqps", "percentunit", "bytes"}
 COLUMNS = 24
 _SUFFIXES = ("_bucket", "_sum", "_count")
+_COMMAND = re.compile(r"`(outboxctl [a-z]+)")
 _SECTION = re.compile(r"^## (\S.*)$", re.MULTILINE)
 _RULE = re.compile(r"^      - (alert|record): (\S+)\n(.*?)(?=^      - |^  - |\Z)", re.MULTILINE | re.DOTALL)
 # What a section of the runbooks says, in this order.
@@ -149,6 +150,8 @@ def _runbooks() -> Iterator[str]:
     yield from (f"RUNBOOKS.md has no section {name}" for name in named if name not in sections)
     yield from (f"RUNBOOKS.md has a section {name}, but there is no such alert" for name in sections if name not in named)
     yield from (f"RUNBOOKS.md has the section {name} twice" for name in sections if sections.count(name) > 1)
+    unknown = set(_COMMAND.findall(RUNBOOKS.read_text())) - set(_COMMAND.findall(LIST.read_text()))
+    yield from (f"RUNBOOKS.md names {command}, which OPERATING.md does not know" for command in sorted(unknown))
     for section in re.split(r"^## ", RUNBOOKS.read_text(), flags=re.MULTILINE)[1:]:
         name, _, body = section.partition("\n")
         if [part for part in PARTS if part in body] != list(PARTS):

@@ -131,8 +131,9 @@ def migrate(database_url: str, *, new_database: bool) -> None:
         raise StartFailed("Migrations", reason, done.stdout + done.stderr)
 
 
-def mint_token(jwt_secret: str, user_id: str) -> str:
-    done = _outboxctl(["token", "--user", user_id], {"JWT_SECRET": jwt_secret})
+def mint_token(jwt_secret: str, user_id: str, scope: str | None = None) -> str:
+    wanted = ["--scope", scope] if scope else []
+    done = _outboxctl(["token", "--user", user_id, *wanted], {"JWT_SECRET": jwt_secret})
     if done.returncode != 0:
         raise StartFailed("Token", '"outboxctl token" failed', done.stdout + done.stderr)
     return done.stdout.strip()

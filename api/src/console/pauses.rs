@@ -61,7 +61,7 @@ pub(super) async fn page(Extract(state): AppState, session: Session, mut params:
                 .markup(),
         )
         .section(
-            lists::paused_table("Lanes that are timed until a time", &session, paused_shown)
+            lists::paused_table("Lanes that are paused until a time", &session, paused_shown)
                 .more(more(timed.len(), "paused"))
                 .markup(),
         )
@@ -86,7 +86,7 @@ fn reasons(held: &[outbox::HeldLane], may_operate: bool) -> Markup {
 
 pub(super) fn pauses_table(session: &Session, pauses: &[PauseOfClass]) -> Table {
     let heads = &["Paused", "Until", "Since", "By", "Why", ""];
-    let mut table = Table::new("pauses", "Pauses of everything and of classes", heads).or("Nothing is timed.");
+    let mut table = Table::new("pauses", "Pauses of everything and of classes", heads).or("Nothing is paused.");
     for pause in pauses {
         let scope = if pause.scope == "all" { "everything" } else { pause.scope.as_str() };
         let resume = match pause.scope.as_str() {
@@ -108,7 +108,7 @@ pub(super) fn pauses_table(session: &Session, pauses: &[PauseOfClass]) -> Table 
     table
 }
 
-/// What is timed or resumed, as a form names it. None is what was held.
+/// What is paused or resumed, as a form names it. None is what was held.
 fn scope_of(params: &mut Params) -> Result<Option<Scope>, ApiError> {
     let named = params.one_of("scope", &["all", "class", "conversation", "lane", "held"]);
     let class = params.one_of("class", &["call", "chat"]);

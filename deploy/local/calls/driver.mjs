@@ -9,7 +9,7 @@ import { MatrixUser } from "./matrix.mjs";
 import { NovaUser } from "./nova.mjs";
 import { SCENARIOS } from "./scenarios.mjs";
 import { SlowProxy } from "./slow.mjs";
-import { until } from "./waiting.mjs";
+import { until } from "../waiting.mjs";
 import { serve } from "./web.mjs";
 
 const BROWSER_ARGUMENTS = [

@@ -4,7 +4,7 @@
 // number for a version; and all that others depend on.
 
 import { createHash } from "node:crypto";
-import { holds, same, until } from "./waiting.mjs";
+import { holds, same, until } from "../waiting.mjs";
 
 const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 const MARK = "com.nova.outbox_id";

@@ -3,7 +3,7 @@
 import { fork } from "node:child_process";
 import { createWriteStream } from "node:fs";
 import { fileURLToPath } from "node:url";
-import { until } from "./waiting.mjs";
+import { until } from "../waiting.mjs";
 
 const CALLEE = fileURLToPath(new URL("callee.mjs", import.meta.url));
 const ANSWER_MS = 60_000;

@@ -1,6 +1,6 @@
 // A Nova user: a page of a real Chromium, and the same user's REST requests beside it.
 
-import { until } from "./waiting.mjs";
+import { until } from "../waiting.mjs";
 
 export class NovaUser {
     constructor(name, { id, token }, apiUrl) {

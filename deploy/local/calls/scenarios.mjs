@@ -1,7 +1,7 @@
 // The calls. Ada is at a browser; Grace is at a Matrix client, and at a browser as well.
 
 import * as expect from "./expectations.mjs";
-import { holds, same, until } from "./waiting.mjs";
+import { holds, same, until } from "../waiting.mjs";
 
 // What the API takes at least.
 const SHORTEST_RING_MS = 30_000;

@@ -81,7 +81,11 @@ pub(crate) async fn measure(database: &Database, quick: bool) -> Vec<Figure> {
         }
     };
     let back = began.elapsed();
-    assert_eq!((task.status, task.done), (TaskStatus::Done, letters as i64), "all of them came back: {task:?}");
+    assert_eq!(
+        (task.status, usize::try_from(task.done)),
+        (TaskStatus::Done, Ok(letters)),
+        "all of them came back: {task:?}"
+    );
     stop.cancel();
     let meanwhile = writing.await.unwrap();
     while sqlx::query_scalar::<_, bool>("select exists (select 1 from outbox)").fetch_one(&database.pool).await.unwrap()

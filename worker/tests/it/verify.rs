@@ -139,12 +139,12 @@ async fn each_kind_of_damage_in_a_real_room_is_found_repaired_as_it_says_and_the
     for text in ["doubled", "unredacted", "stale", "unknown", "late", "early", "redacted", "moderated", "reacted"] {
         messages.push(scene.posted(&conversation, text).await);
     }
-    let [doubled, unredacted, stale, unknown, late, early, redacted, moderated, reacted] = &messages[..] else {
+    let [doubled, unredacted, stale, unknown, late, early, redacted, moderated, liked] = &messages[..] else {
         panic!()
     };
     scene.ada.edit(unredacted, "unredacted edit").await.expect(200);
     scene.ada.edit(moderated, "moderated edit").await.expect(200);
-    let react = format!("/messages/{reacted}/reactions/up");
+    let react = format!("/messages/{liked}/reactions/up");
     assert!(scene.ada.call("PUT", &react, None).await.status < 300);
     let path = format!("/conversations/{conversation}/members/{}", carol.user_id);
     assert_eq!(scene.ada.call("DELETE", &path, None).await.status, 204);
@@ -170,7 +170,7 @@ async fn each_kind_of_damage_in_a_real_room_is_found_repaired_as_it_says_and_the
     scene.damage("update messages set deleted_at = outbox_now() where message_id = $1", unredacted).await;
     scene.damage("delete from sent_events where subject_id = $1", unknown).await;
     scene
-        .damage("update message_reactions set removed_at = outbox_now(), key = null where message_id = $1", reacted)
+        .damage("update message_reactions set removed_at = outbox_now(), key = null where message_id = $1", liked)
         .await;
     let event = scene.text(EVENT_OF, redacted).await;
     home.account.redact(&room, &event, "by-hand", &json!({})).await.unwrap();
@@ -181,7 +181,7 @@ async fn each_kind_of_damage_in_a_real_room_is_found_repaired_as_it_says_and_the
         let message: Uuid = message.parse().unwrap();
         sqlx::query(sql).bind(message).bind(i64::from(seq)).execute(&scene.database.pool).await.unwrap();
     }
-    for after in [redacted, moderated, reacted, &missing] {
+    for after in [redacted, moderated, liked, &missing] {
         scene.damage("update messages set seq = seq + 2000000 where message_id = $1", after).await;
     }
     home.account.kick(&room, &matrix_id(&home, &bob)).await.unwrap();
@@ -197,7 +197,7 @@ async fn each_kind_of_damage_in_a_real_room_is_found_repaired_as_it_says_and_the
         ("missing", missing.as_str()),
         ("doubled", spare.as_str()),
         ("unredacted", unredacted.as_str()),
-        ("unredacted", reacted.as_str()),
+        ("unredacted", liked.as_str()),
         ("stale", stale.as_str()),
         ("unknown", unknown.as_str()),
         ("member_missing", bob_id.as_str()),

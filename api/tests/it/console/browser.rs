@@ -1,6 +1,6 @@
 //! A browser without script: it keeps a cookie, sends forms, and follows no link by itself.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use shared::testing::nova::{NovaUser, Program};
 
@@ -51,6 +51,11 @@ impl Page {
 }
 
 impl Browser {
+    /// The same, where nobody has signed in.
+    pub(crate) fn signed_out(&self) -> Self {
+        Self { cookie: None, ..self.clone() }
+    }
+
     pub(crate) fn new(api: &Program) -> Self {
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build().unwrap();
         Self { base: api.url(), http, cookie: None }
@@ -135,7 +140,7 @@ fn url_encoded(fields: &[(&str, &str)]) -> String {
             if byte.is_ascii_alphanumeric() {
                 out.push(char::from(byte));
             } else {
-                out.push_str(&format!("%{byte:02X}"));
+                let _ = write!(out, "%{byte:02X}");
             }
             out
         })

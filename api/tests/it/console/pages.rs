@@ -93,7 +93,7 @@ async fn the_style_sheet_and_the_script_are_named_by_their_content_and_kept() {
     let page = browser.get("/console").await.expect(200);
     for (before, kind) in [("<link rel=\"stylesheet\" href=\"", "text/css"), ("<script src=\"", "text/javascript")] {
         let path = page.html.split(before).nth(1).unwrap().split('"').next().unwrap();
-        let file = Browser { cookie: None, ..browser.clone() }.get(path).await.expect(200);
+        let file = browser.signed_out().get(path).await.expect(200);
         assert!(file.headers["content-type"].starts_with(kind));
         assert_eq!(file.headers["cache-control"], "public, max-age=31536000, immutable");
         assert_eq!(file.headers["x-content-type-options"], "nosniff");

@@ -631,7 +631,7 @@ async fn a_task_that_was_handed_back_is_due_later_and_one_that_was_cancelled_nev
     assert_eq!((task.kind, task.arguments), (TaskKind::Repair, json!({"repair": "rejoin"})));
     let owner = WorkerId::generate();
     leased(world, owner).await.unwrap();
-    tasks::hand_back(&mut *world.pool.acquire().await.unwrap(), owner, task.task_id, LASTS).await.unwrap();
+    tasks::hand_back(&mut world.pool.acquire().await.unwrap(), owner, task.task_id, LASTS).await.unwrap();
     assert!(leased(world, owner).await.is_none());
     world.advance(LASTS).await;
     assert!(leased(world, owner).await.is_some());

@@ -55,6 +55,7 @@ fn parse_event(text: &str) -> Result<EventId, String> {
 
 /// What is done, as programs read it.
 #[derive(Serialize)]
+#[expect(clippy::struct_field_names, reason = "programs read the word")]
 struct Completed {
     completed: bool,
     outbox_id: OutboxId,
@@ -123,8 +124,7 @@ fn the_one(id: Uuid, found: &[Found]) -> Option<&Found> {
     }
     let mut open = found.iter().filter(|found| found.place != Place::Sent);
     match (open.next(), open.next(), found) {
-        (Some(only), None, _) => Some(only),
-        (None, None, [only]) => Some(only),
+        (Some(only), None, _) | (None, None, [only]) => Some(only),
         _ => None,
     }
 }

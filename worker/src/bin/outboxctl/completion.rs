@@ -3,8 +3,6 @@
 use clap::{Args, Command};
 use clap_complete::Shell;
 
-use crate::Failed;
-
 const EXAMPLES: &str = "Examples:
   source <(outboxctl completion bash)
   outboxctl completion zsh > \"${fpath[1]}/_outboxctl\"
@@ -19,9 +17,8 @@ pub(crate) struct CompletionArgs {
 }
 
 /// Prints what a shell needs to complete commands, options and their values.
-pub(crate) fn completion(args: &CompletionArgs, mut command: Command) -> Result<(), Failed> {
+pub(crate) fn completion(args: &CompletionArgs, mut command: Command) {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command, "outboxctl", &mut script);
     crate::print::say(String::from_utf8_lossy(&script).trim_end());
-    Ok(())
 }

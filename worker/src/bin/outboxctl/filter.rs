@@ -16,7 +16,7 @@ pub(crate) struct FilterArgs {
     /// Only of this conversation
     #[arg(long, value_name = "ID")]
     pub(crate) conversation: Option<Uuid>,
-    /// Only operations that do this: message, edit, redact, react, invite, remove, or call_invite and the like
+    /// Only operations that do this: message, edit, redact, react, invite, remove, or `call_invite` and the like
     #[arg(long)]
     pub(crate) kind: Option<String>,
     /// Only of this user: who wrote, reacted, is invited or removed, or spoke in the call

@@ -115,7 +115,10 @@ async fn main() -> ExitCode {
         Command::Verify(args) => verify::verify(&args).await,
         Command::Repair(args) => verify::repair(&args).await,
         Command::Audit(args) => audit::audit(&args).await,
-        Command::Completion(args) => completion::completion(&args, Cli::command()),
+        Command::Completion(args) => {
+            completion::completion(&args, Cli::command());
+            Ok(())
+        }
         Command::Migrate(args) => setup::migrate(&args).await,
         Command::Token(args) => setup::mint(&args),
         Command::Doctor(args) => setup::doctor(&args).await,

@@ -42,6 +42,7 @@ interrupted; 2 wrong use";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag that somebody types")]
 pub(crate) struct RequeueArgs {
     /// Operations, or messages
     #[arg(conflicts_with_all = ["FilterArgs", "all", "as_of", "rate", "detach"])]

@@ -3,7 +3,6 @@
 use std::{io::IsTerminal as _, time::Duration};
 
 use clap::{Args, ValueEnum};
-use serde::Serialize;
 use serde_json::{Value, json};
 use shared::{
     config::DatabaseArgs,

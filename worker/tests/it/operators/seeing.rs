@@ -101,7 +101,7 @@ async fn what_is_dead_waits_or_is_delivered_is_found_by_whose_it_is_what_it_does
         &["--conversation", &conversation, "--since", "1h"],
         &["--text", "m_bad"],
     ] {
-        assert_eq!(found(words).await, [dead.clone()], "{words:?}");
+        assert_eq!(found(words).await, std::slice::from_ref(&dead), "{words:?}");
     }
     for words in [
         &["--user", &grace] as &[&str],
