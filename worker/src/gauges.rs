@@ -69,8 +69,9 @@ async fn look(pool: &PgPool, watch: Watch, since: &mut Option<OffsetDateTime>) -
     metric::EVENT_LOG_LAG.set(lag.as_secs_f64());
     metric::OUTBOX_REQUEUED.absolute(totals.requeued);
     metric::OUTBOX_DISCARDED.absolute(totals.discarded);
-    let age = if watch.syncs { inbox.age } else { Duration::ZERO };
-    metric::SYNC_AGE.set(age.as_secs_f64());
+    if watch.syncs {
+        metric::SYNC_AGE.set(inbox.age.as_secs_f64());
+    }
     set(&metric::SYNC_INBOX_DEPTH.with(["awaits_target"]), inbox.awaits_target);
     set(&metric::SYNC_INBOX_DEPTH.with(["poison"]), inbox.poison);
     Ok(())
