@@ -105,11 +105,13 @@ impl Collector {
 impl HttpClient for Collector {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let client = self.client.clone();
-        let sending = self.runtime.spawn(timeout(EXPORT_WITHIN, async move {
+        let answer = async move {
             let (head, body) = client.request(request.map(Full::from)).await?.into_parts();
             let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await?.to_bytes();
             Ok::<_, HttpError>(Response::from_parts(head, body))
-        }));
+        };
+        // The time is the runtime's too: it begins to run there.
+        let sending = self.runtime.spawn(async move { timeout(EXPORT_WITHIN, answer).await });
         let sent = match sending.await {
             Ok(Ok(sent)) => sent,
             Ok(Err(late)) => Err(late.into()),
