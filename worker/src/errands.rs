@@ -34,6 +34,9 @@ const LEASE: Duration = Duration::from_mins(2);
 /// How often the lease is renewed.
 const RENEW_EVERY: Duration = Duration::from_secs(10);
 
+/// How often a conversation is tried that cannot be compared now.
+const TRIES: u32 = 4;
+
 /// When an errand is tried again that could not be done now.
 const AGAIN_IN: Duration = Duration::from_secs(15);
 
@@ -69,6 +72,8 @@ pub(crate) struct Errands {
     pool: PgPool,
     verifier: Verifier,
     repairer: Repairer,
+    /// Which conversation of which task could not be compared, and how often in a row.
+    tries: Mutex<Option<((TaskId, ConversationId), u32)>>,
 }
 
 /// How a conversation's part of an errand ended.
@@ -87,7 +92,7 @@ impl Errands {
     pub(crate) fn new(worker_id: WorkerId, pool: PgPool, homeserver: Homeserver, rooms: Arc<Rooms>) -> Self {
         let verifier = Verifier { pool: pool.clone(), homeserver };
         let repairer = Repairer { pool: pool.clone(), rooms, verifier: verifier.clone() };
-        Self { worker_id, pool, verifier, repairer }
+        Self { worker_id, pool, verifier, repairer, tries: Mutex::default() }
     }
 
     /// Looks for errands and does them, one at a time.
@@ -167,8 +172,29 @@ impl Errands {
                 });
                 Ok(Ended::Through(Progress { done: 0, refused: 1, findings: vec![finding] }))
             }
-            Err(error) => Ok(Ended::Again(error.to_string())),
+            Err(error) => Ok(self.again(task, conversation_id, &error.to_string())),
         }
+    }
+
+    /// A conversation that cannot be compared now is tried again, and after some tries left: those behind it want to be
+    /// compared too.
+    fn again(&self, task: &Task, conversation_id: ConversationId, why: &str) -> Ended {
+        let mut tries = self.tries.lock().unwrap_or_else(PoisonError::into_inner);
+        let (of, n) = tries.unwrap_or(((task.task_id, conversation_id), 0));
+        let n = if of == (task.task_id, conversation_id) { n + 1 } else { 1 };
+        if n < TRIES {
+            *tries = Some(((task.task_id, conversation_id), n));
+            return Ended::Again(why.to_owned());
+        }
+        *tries = None;
+        let finding = json!({
+            "kind": "unreadable",
+            "conversation_id": conversation_id,
+            "words": format!("it could not be compared, tried {n} times: {why}"),
+            "repairable": false,
+            "repaired": false,
+        });
+        Ended::Through(Progress { done: 0, refused: 1, findings: vec![finding] })
     }
 
     async fn repair(&self, task: &Task, conversation_id: ConversationId, lease: &Lease) -> Ended {

@@ -243,6 +243,8 @@ pub(crate) struct StateEvent {
     pub(crate) r#type: String,
     pub(crate) state_key: String,
     pub(crate) sender: String,
+    #[serde(default)]
+    pub(crate) event_id: String,
     pub(crate) content: serde_json::Value,
 }
 

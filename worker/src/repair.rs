@@ -8,7 +8,7 @@ use serde_json::json;
 use shared::{
     audit::Verb,
     ids::{ConversationId, RoomId},
-    outbox::{self, Repair},
+    outbox::{self, HOLD_ALIAS_NOT_OURS, Repair},
     tasks::{self, Task},
     verify as compared,
 };
@@ -21,8 +21,14 @@ use crate::{
     verify::{Verifier, VerifyError},
 };
 
-/// How the reasons begin for which a lane is held for its room's sake. What operators hold, they resume.
-const OF_THE_ROOM: [&str; 4] = ["the service account", "the room", "the alias", "the homeserver forbids"];
+/// How the reasons begin and end for which a worker holds a lane for its room's sake. What operators hold, they resume.
+const OF_THE_ROOM: [(&str, &str); 5] = [
+    ("the service account is ", "then resume the lane"),
+    ("the room was replaced ", ""),
+    ("the room under the alias ", "then resume the lane"),
+    ("the alias #nova-conv-", HOLD_ALIAS_NOT_OURS),
+    ("the homeserver forbids it in this room", ""),
+];
 
 /// Why a repair was not done.
 #[derive(Debug, thiserror::Error)]
@@ -159,8 +165,8 @@ impl Repairer {
         let mut tx = self.pool.begin().await?;
         let mut resumed = false;
         for (lane_id, hold) in outbox::holds_of(&mut tx, conversation_id).await? {
-            if OF_THE_ROOM.iter().any(|begins| hold.starts_with(begins)) {
-                resumed |= outbox::resume(&mut tx, conversation_id, lane_id).await?;
+            if OF_THE_ROOM.iter().any(|(begins, ends)| hold.starts_with(begins) && hold.ends_with(ends)) {
+                resumed |= outbox::release_hold(&mut tx, conversation_id, lane_id, &hold).await?;
             }
         }
         let arguments = json!({"repair": repair.as_str(), "room_id": room_id, "resumed": resumed});

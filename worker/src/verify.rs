@@ -354,7 +354,23 @@ impl Run<'_> {
         let differs = |(user_id, change): &(UserId, Change)| {
             !change.is_done(memberships.get(self.matrix_user(*user_id).as_str()).copied())
         };
-        Ok(Some(wanted.chain(unwanted).filter(differs).collect()))
+        let mut differing = Vec::new();
+        for (user_id, change) in wanted.chain(unwanted).filter(differs) {
+            let member = self.matrix_user(user_id);
+            let event =
+                state.iter().find(|event| event.r#type == "m.room.member" && event.state_key == member.as_str());
+            // What others did there is the sync's to tell, and it has not yet.
+            let others = event.filter(|event| event.sender != self.homeserver().service_user().as_str());
+            if let Some(event) = others {
+                let event_id = EventId::from(event.event_id.clone());
+                let mut conn = self.verifier.pool.acquire().await?;
+                if !verify::is_received(&mut conn, self.conversation_id, &event_id).await? {
+                    continue;
+                }
+            }
+            differing.push((user_id, change));
+        }
+        Ok(Some(differing))
     }
 
     fn matrix_user(&self, user_id: UserId) -> MatrixUserId {

@@ -88,6 +88,9 @@ fn on(entry: &Entry) -> Markup {
     let task = entry.task_id.map(|id| html::link(&format!("/console/tasks/{id}"), &html::id(id)));
     match (entry.conversation_id, task) {
         (_, Some(task)) => Markup(format!("{scope} {task}")),
+        (Some(id), None) if entry.scope == "conversation" => {
+            Markup(format!("{scope} {}", lists::conversation_link(id)))
+        }
         (Some(id), None) => Markup(format!("{scope} of {}", lists::conversation_link(id))),
         (None, None) => scope,
     }

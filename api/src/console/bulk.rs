@@ -58,8 +58,8 @@ pub(super) async fn ask(Extract(state): AppState, session: Session, mut params: 
         .back_to(back);
     if preview.lanes_waiting > 0 {
         page = page.warns(format!(
-            "{} of them are held or paused: what comes back there waits until they are resumed.",
-            html::count(preview.lanes_waiting, "lane")
+            "Held or paused of their lanes: {}. What comes back there waits until it is resumed.",
+            html::grouped(preview.lanes_waiting)
         ));
     }
     for (name, value) in pairs {

@@ -9,7 +9,7 @@ pub(super) fn note(params: &mut Params) -> Option<String> {
     let n: u64 = params.parsed("n", "must be a number").unwrap_or(0);
     let operations = count(n, "operation");
     Some(match done?.as_str() {
-        "requeued" => format!("{operations} came back to their place. Workers send as soon as it is their turn."),
+        "requeued" => format!("{operations} came back. Workers send what is there in its order."),
         "discarded" => format!("{operations} discarded."),
         "expired" => format!("{operations} expired: not sent any more."),
         "completed" => "Completed by hand: it counts as delivered.".to_owned(),

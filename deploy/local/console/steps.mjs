@@ -136,7 +136,7 @@ async function foreignForm({ here, setting, conversation }) {
 async function pauseAndResume({ ada, here, conversation }) {
     await here.go(`/console/conversations/${conversation}`);
     await here.picture("conversation");
-    await here.page.getByRole("link", { name: /^Pause/ }).first().click();
+    await here.page.locator("#actions").getByRole("link", { name: /^Pause/ }).click();
     await here.page.getByLabel(/^Reason/).fill(WHY_PAUSED);
     await here.page.locator("#confirm button.main").click();
     await here.shows(WHY_PAUSED);
@@ -146,7 +146,7 @@ async function pauseAndResume({ ada, here, conversation }) {
     await here.picture("waiting-operation");
     same("it waits", await ada.delivery(meanwhile), "pending");
     await here.go(`/console/conversations/${conversation}`);
-    await here.page.getByRole("link", { name: /^Resume/ }).first().click();
+    await here.page.locator("#actions").getByRole("link", { name: /^Resume/ }).click();
     await here.page.locator("#confirm button.main").click();
     await ada.becomes(meanwhile, "delivered");
     await here.go("/console/pauses");

@@ -53,6 +53,8 @@ struct Standing {
     live: bool,
     /// A worker has its lane, and was handed this.
     under_way: bool,
+    /// It was handed to nobody, and nothing holds its lane.
+    waits_freely: bool,
 }
 
 /// Completes an operation by hand: with the event that it became, or without one if it changes a membership.
@@ -88,6 +90,10 @@ pub async fn complete(
     if kind.is_state() {
         if event_id.is_some() {
             return refused(Refusal::EventNotWanted);
+        }
+        // By a slip of the hand later words would reach who should be out.
+        if kind == Kind::Remove && standing.waits_freely {
+            return refused(Refusal::NotHeld);
         }
         leave(conn, &turn, outbox_id, &standing).await?;
     } else {
@@ -163,15 +169,16 @@ async fn standing(
         r#"
         select o.lane_id as "lane_id!: LaneId", o.kind as "kind!", o.subject_id as "subject_id!", o.revision,
             o.target_outbox_id as "target_outbox_id: OutboxId", o.sender, true as "live!",
-            o.seq <= l.frozen_through and coalesce(l.leased_until > outbox_now(), false) as "under_way!"
+            o.seq <= l.frozen_through and coalesce(l.leased_until > outbox_now(), false) as "under_way!",
+            o.sender is null and l.hold is null as "waits_freely!"
         from outbox o
         join lanes l on l.conversation_id = o.conversation_id and l.lane_id = o.lane_id
         where o.conversation_id = $1 and o.outbox_id = $2
         union all
-        select lane_id, kind, subject_id, revision, target_outbox_id, sender, false, false
+        select lane_id, kind, subject_id, revision, target_outbox_id, sender, false, false, false
         from dead_letters where conversation_id = $1 and outbox_id = $2
         union all
-        select lane_id, kind, subject_id, revision, null, sender, false, false
+        select lane_id, kind, subject_id, revision, null, sender, false, false, false
         from withdrawn_operations where conversation_id = $1 and outbox_id = $2
         limit 1
         "#,

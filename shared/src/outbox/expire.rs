@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::{Kind, Refusal, Refused, leave_lane, lock_lane};
 use crate::{
+    calls::SignalKind,
     chat,
     ids::{ConversationId, LaneId, OutboxId},
 };
@@ -144,7 +145,7 @@ pub async fn expire_all(
             Some(_) if sent => Some(Refusal::Delivered),
             Some(_) if !waits => Some(Refusal::NotWaiting),
             // What only a newer release knows is left to that release.
-            Some(kind) if kind.is_none_or(Kind::holds_its_lane) => Some(Refusal::MustNotBeLost),
+            Some(kind) if kind.is_none_or(must_not_be_lost) => Some(Refusal::MustNotBeLost),
             Some(_) => None,
         };
         match refusal {
@@ -158,6 +159,12 @@ pub async fn expire_all(
         expire.gone.extend(gone);
     }
     Ok(expire)
+}
+
+/// What brings words or a ring to an end: without it a deleted text is read, a member reads on, or a phone rings on.
+const fn must_not_be_lost(kind: Kind) -> bool {
+    kind.holds_its_lane()
+        || matches!(kind, Kind::Call(SignalKind::Hangup | SignalKind::Reject | SignalKind::SelectAnswer))
 }
 
 /// Of a locked lane what waits of these goes, and of a message's edits and reactions what waits too: without it they would

@@ -100,8 +100,8 @@ pub use park::{
     requeue_all,
 };
 pub use pause::{
-    COUNTED_LANES, GoingOn, HeldBatch, hold, holds_of, lanes_due, pause, pause_lanes, resume, resume_held,
-    resume_lanes, unpause,
+    COUNTED_LANES, GoingOn, HeldBatch, hold, holds_of, lanes_due, pause, pause_lanes, release_hold, resume,
+    resume_held, resume_lanes, unpause,
 };
 pub use related::{Previous, ReactionToSend, Related};
 pub use renew::renew;

@@ -22,7 +22,7 @@ mod as_of;
 mod requeue;
 
 pub use as_of::{AsOf, NoAsOf};
-pub use requeue::{Preview, Step, preview_requeue, start_requeue, step};
+pub use requeue::{Preview, Step, preview_requeue, start_requeue, step, take_time};
 
 /// How many findings a task keeps: more than anybody reads, and a row that stays small. What is more is only counted.
 pub const MOST_FINDINGS: i32 = 1_000;

@@ -74,7 +74,7 @@ pub async fn preview_requeue(
     filter: &DeadFilter,
     as_of: Option<&AsOf>,
 ) -> Result<Preview, sqlx::Error> {
-    take_time(conn).await?;
+    take_room(conn).await?;
     let as_of = match as_of {
         Some(as_of) => as_of.clone(),
         None => AsOf::now(conn).await?,
@@ -101,7 +101,7 @@ pub async fn start_requeue(
     rate: Option<u32>,
     reason: Option<&str>,
 ) -> Result<Task, sqlx::Error> {
-    take_time(conn).await?;
+    take_room(conn).await?;
     let task_id = TaskId::generate();
     let rate = rate.map(|rate| i32::try_from(rate).unwrap_or(i32::MAX).max(1));
     let arguments = json!({"filter": given(filter)});
@@ -115,8 +115,9 @@ pub async fn start_requeue(
         by,
         reason,
     };
-    insert(conn, &new).await?;
+    // What takes long comes before anything is written: who has written keeps clients waiting for what happens.
     let refused = outbox::write_parts(conn, task_id, filter, as_of).await?;
+    insert(conn, &new).await?;
     let count: u64 = refused.iter().map(|refused| refused.count).sum();
     sqlx::query!(
         "update operator_tasks set refused = $2, findings = $3 where task_id = $1",
@@ -135,17 +136,19 @@ pub async fn start_requeue(
     Ok(task)
 }
 
-/// For the rest of a transaction that waits for nobody and keeps nobody waiting: to judge a million letters takes longer
-/// than a request's statements may, and is not done in a small corner of memory.
-async fn take_time(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+/// For the rest of a transaction: to judge a million letters is not done in a small corner of memory.
+async fn take_room(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     plan_as_asked(conn).await?;
-    sqlx::query!(
-        "select set_config('statement_timeout', $1, true) as time, set_config('work_mem', $2, true) as memory",
-        LONGEST.as_millis().to_string(),
-        MEMORY,
-    )
-    .fetch_one(conn)
-    .await?;
+    sqlx::query!("select set_config('work_mem', $1, true)", MEMORY).fetch_one(conn).await?;
+    Ok(())
+}
+
+/// Lets the statements of a transaction take as long as it takes to judge millions of letters. For programs that wait: a
+/// request would be given up before.
+pub async fn take_time(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query!("select set_config('statement_timeout', $1, true)", LONGEST.as_millis().to_string())
+        .fetch_one(conn)
+        .await?;
     Ok(())
 }
 

@@ -35,7 +35,9 @@ mod read;
 mod repair;
 
 pub use compare::{Comparison, EventType, Known, MessageState, Operation, Place, RoomEvent, Stray};
-pub use read::{SENT_PAGE, SentRow, Standing, counts, identify, is_still_so, known, rooms_of, sent_before, standing};
+pub use read::{
+    SENT_PAGE, SentRow, Standing, counts, identify, is_received, is_still_so, known, rooms_of, sent_before, standing,
+};
 pub use repair::{Reinvited, add_counts, reinvite, repair, transaction_of_spare};
 
 /// How many findings of one conversation are kept; all are counted. What is more, the next run finds.

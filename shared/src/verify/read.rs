@@ -304,7 +304,8 @@ pub async fn is_still_so(conn: &mut PgConnection, found: &Found, since: OffsetDa
         (Mend::Resend(outbox_id), _) => {
             let sent = sent_before(conn, conversation_id, since, None, Some(*outbox_id)).await?;
             Ok(sent.iter().any(|sent| Some(&sent.event_id) == found.finding.event_id.as_ref())
-                && !newest_follows(conn, conversation_id, *outbox_id).await?)
+                && !newest_follows(conn, conversation_id, *outbox_id).await?
+                && !others_wait_for(conn, conversation_id, *outbox_id).await?)
         }
         (Mend::Adopt(_, evidence), _) => is_unsent(conn, conversation_id, evidence.outbox_id).await,
         (Mend::Nothing, Some(outbox_id)) if found.finding.kind == FindingKind::Unknown => {
@@ -323,7 +324,15 @@ pub async fn is_still_so(conn: &mut PgConnection, found: &Found, since: OffsetDa
             let standing = standing(conn, conversation_id, *user_id).await?;
             Ok(!standing.spoken_for && standing.belongs == matches!(found.mend, Mend::Invite(_)))
         }
-        (Mend::Nothing | Mend::RedactSpare { .. }, _) => Ok(true),
+        // Which of several events counts may have been decided otherwise meanwhile.
+        (Mend::RedactSpare { outbox_id, event_id, .. }, _) => {
+            let known = known(conn, conversation_id, &[], &[*outbox_id]).await?;
+            Ok(known.operation(*outbox_id).is_none_or(|operation| match &operation.place {
+                Place::Sent { event_id: counts, lost } => *lost || counts != event_id,
+                Place::Live | Place::Dead | Place::Withdrawn => true,
+            }))
+        }
+        (Mend::Nothing, _) => Ok(true),
     }
 }
 
@@ -334,6 +343,29 @@ async fn is_unsent(
 ) -> Result<bool, sqlx::Error> {
     let known = known(conn, conversation_id, &[], &[outbox_id]).await?;
     Ok(known.operation(outbox_id).is_none_or(|known| matches!(known.place, Place::Dead | Place::Withdrawn)))
+}
+
+/// Whether edits of a message, or reactions to it, are still to be done. They go by its event: sent again behind them, it
+/// would leave them without.
+async fn others_wait_for(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    outbox_id: OutboxId,
+) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"
+        select exists (
+            select 1 from sent_events s
+            join outbox o on o.conversation_id = s.conversation_id and o.subject_id = s.subject_id
+                and o.kind in ('edit', 'react')
+            where s.conversation_id = $1 and s.outbox_id = $2 and s.kind = 'message'
+        ) as "waits!"
+        "#,
+        conversation_id.as_uuid(),
+        outbox_id.as_uuid(),
+    )
+    .fetch_one(conn)
+    .await
 }
 
 /// Whether what an operation said is on its way in another one: its message's newest text, or its reaction.
@@ -402,4 +434,21 @@ pub async fn counts(conn: &mut PgConnection, task_id: TaskId) -> Result<BTreeMap
             .await?;
     let counts = counts.and_then(|counts| serde_json::from_value(counts).ok());
     Ok(counts.unwrap_or_default())
+}
+
+/// Whether an event of the conversation's rooms came with the sync.
+pub async fn is_received(
+    conn: &mut PgConnection,
+    conversation_id: ConversationId,
+    event_id: &EventId,
+) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"
+        select exists (select 1 from received_events where conversation_id = $1 and event_id = $2) as "received!"
+        "#,
+        conversation_id.as_uuid(),
+        event_id.as_str(),
+    )
+    .fetch_one(conn)
+    .await
 }

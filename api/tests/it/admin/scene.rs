@@ -51,24 +51,33 @@ impl Scene {
 
     /// An operation dies, as when the homeserver refuses it for its own fault.
     pub(crate) async fn dies(&self, outbox_id: Uuid, errcode: &str) {
-        let died = sqlx::query(
-            "with gone as (delete from outbox where outbox_id = $1 returning *), left_lane as (
-                 update lanes l set open = open - 1,
-                     due_at = outbox_due(l.conversation_id, l.lane_id, outbox_now(), l.hold, l.paused_until)
-                 from gone g where l.conversation_id = g.conversation_id and l.lane_id = g.lane_id
-             )
+        let mut tx = self.database.pool.begin().await.unwrap();
+        let conversation_id: Uuid = sqlx::query_scalar(
+            "with gone as (delete from outbox where outbox_id = $1 returning *)
              insert into dead_letters (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision,
-                 target_outbox_id, enqueued_at, attempts, cause, errcode, hint, died_at)
+                 target_outbox_id, enqueued_at, attempts, cause, errcode, hint, died_at, user_id)
              select conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, target_outbox_id, enqueued_at,
-                 1, 'own_fault', $2, 'ask somebody who knows', outbox_now()
-             from gone",
+                 1, 'own_fault', $2, 'ask somebody who knows', outbox_now(),
+                 outbox_user(conversation_id, kind, subject_id, outbox_id)
+             from gone
+             returning conversation_id",
         )
         .bind(outbox_id)
         .bind(errcode)
-        .execute(&self.database.pool)
+        .fetch_one(&mut *tx)
         .await
         .unwrap();
-        assert_eq!(died.rows_affected(), 1);
+        // A statement sees what the one before it left.
+        sqlx::query(
+            "update lanes set open = open - 1,
+                 due_at = outbox_due(conversation_id, lane_id, outbox_now(), hold, paused_until)
+             where conversation_id = $1",
+        )
+        .bind(conversation_id)
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+        tx.commit().await.unwrap();
     }
 
     /// Writes, and that dies.

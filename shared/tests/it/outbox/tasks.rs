@@ -333,6 +333,9 @@ async fn a_conversation_with_more_letters_than_come_back_at_once_takes_steps_in_
             insert into messages (conversation_id, message_id, seq, author_id, origin, kind, revision, send_outbox_id,
                 created_at)
             select c, m, seq, c, 'nova', 'text', 1, o, outbox_now() from rows
+        ), written as (
+            insert into message_revisions (conversation_id, message_id, revision, body, created_at)
+            select c, m, 1, '', outbox_now() from rows
         )
         insert into dead_letters (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, enqueued_at,
             attempts, cause, hint, died_at)

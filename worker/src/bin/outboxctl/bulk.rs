@@ -32,6 +32,7 @@ pub(crate) async fn requeue(args: &RequeueArgs) -> Result<(), Failed> {
     let by = args.who.name()?;
     let pool = session::database(&args.database)?;
     let mut tx = pool.begin().await?;
+    tasks::take_time(&mut tx).await?;
     let filter = args.filter.dead(&mut tx).await?;
     if args.dry_run {
         let preview = tasks::preview_requeue(&mut tx, &filter, args.as_of.as_ref()).await?;

@@ -38,7 +38,9 @@ pub(crate) fn or_dash(text: Option<&str>) -> String {
 
 /// Text of others, on one line: what a homeserver answers must not steer the terminal.
 pub(crate) fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    // Neither does what turns the direction of writing.
+    let steers = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().map(|c| if steers(c) { ' ' } else { c }).collect()
 }
 
 /// What is typed for a repair.
@@ -81,6 +83,6 @@ mod tests {
 
     #[test]
     fn nothing_of_others_steers_the_terminal() {
-        assert_eq!(clean("red\u{1b}[31m\nalert\u{9b}2J"), "red [31m alert 2J");
+        assert_eq!(clean("red\u{1b}[31m\nalert\u{9b}2J\u{202e}"), "red [31m alert 2J ");
     }
 }
