@@ -52,7 +52,7 @@ pub async fn health(conn: &mut PgConnection) -> Result<Health, sqlx::Error> {
     // Vacuum's own snapshot holds nothing back, nor does what other databases do.
     let holder = sqlx::query!(
         r#"
-        select xid::text as "xid!", extract(epoch from clock_timestamp() - since)::float8 as held_for from (
+        select xid::text as "xid!", extract(epoch from outbox_now() - since)::float8 as held_for from (
             select unnest(array[a.backend_xmin, a.backend_xid]) as xid, a.xact_start as since
             from pg_stat_activity a
             where a.pid <> pg_backend_pid()

@@ -93,7 +93,7 @@ pub async fn complete(
         }
         // By a slip of the hand later words would reach who should be out.
         if kind == Kind::Remove && standing.waits_freely {
-            return refused(Refusal::NotHeld);
+            return refused(Refusal::MustNotBeLost);
         }
         leave(conn, &turn, outbox_id, &standing).await?;
     } else {

@@ -136,7 +136,8 @@ impl Refusal {
             Self::NoRoom => "its conversation has no room yet",
             Self::NotWaiting => "it does not wait: it is under way, may be there already, or is dead",
             Self::MustNotBeLost => {
-                "it is a redaction or a removal: only `discard` gives it up, once its lane is held and it is the first"
+                "it is a redaction, a removal, or the end of a call, and waits: it is not given up so. `discard` gives up \
+                 what is the first of a held lane"
             }
         }
     }

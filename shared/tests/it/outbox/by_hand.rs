@@ -1,10 +1,12 @@
 //! What operators end by hand: operations that they know to be done, and those that are not worth sending any more.
+use std::time::Duration;
+
 use shared::{
     audit::{self, AuditFilter},
-    chat,
+    chat, database,
     ids::{EventId, OutboxId, UserId},
     operator,
-    outbox::{Completed, Completion, Expire, Kind, Refusal},
+    outbox::{self, Completed, Completion, Expire, Kind, Refusal},
 };
 
 use super::{
@@ -154,7 +156,10 @@ async fn a_change_of_membership_is_completed_without_an_event_live_or_dead() {
     assert_eq!(lane.only("dead_letters", Kind::Invite).await, invite);
     lane.completed(invite, None).await;
     let remove = lane.member(Kind::Remove).await;
+    assert_eq!(lane.refused(remove, None).await, Refusal::MustNotBeLost, "a worker removes them by itself");
+    lane.hold().await;
     lane.completed(remove, None).await;
+    assert!(lane.resume().await);
     assert_eq!(lane.picture().await, "");
     assert_eq!(lane.refused(remove, None).await, Refusal::Unknown);
 }
@@ -223,4 +228,39 @@ async fn a_redaction_or_a_removal_is_not_ended_by_hand() {
     let reasons: Vec<_> = expire.refused.iter().map(|refused| refused.reason).collect();
     assert_eq!(reasons, [Refusal::MustNotBeLost, Refusal::MustNotBeLost, Refusal::Delivered]);
     assert!(expire.gone.is_empty() && lane.acts().await.is_empty());
+}
+
+#[tokio::test]
+async fn the_end_of_a_call_is_not_ended_by_hand() {
+    let lane = World::with_lane().await;
+    let posted = lane.post("1").await;
+    let hangup = "update outbox set kind = 'call_hangup', revision = null where outbox_id = $1";
+    sqlx::query(hangup).bind(posted.outbox_id.as_uuid()).execute(&lane.world.pool).await.unwrap();
+    let expire = lane.expire(&[posted.outbox_id]).await;
+    assert_eq!(expire.refused[0].reason, Refusal::MustNotBeLost, "whoever rings would ring on");
+    assert!(expire.gone.is_empty());
+}
+
+#[tokio::test]
+async fn a_hold_is_released_only_while_it_says_just_that_and_a_pause_until_a_time_stays() {
+    let lane = World::with_lane().await;
+    let worker = Worker::new();
+    lane.post("1").await;
+    lane.hold().await;
+    let release = async |hold: &str| {
+        let mut tx = lane.world.begin().await;
+        let released = outbox::release_hold(&mut tx, lane.id, lane.lane_id(), hold).await.unwrap();
+        tx.commit().await.unwrap();
+        lane.sound().await;
+        released
+    };
+    assert!(!release("the room does not take it").await, "it is held for something else");
+    let mut tx = lane.world.begin().await;
+    let until = database::now(&mut tx).await.unwrap() + Duration::from_hours(8);
+    assert_eq!(outbox::pause_lanes(&mut tx, lane.id, None, Some(until), "snooze").await.unwrap(), 1);
+    tx.commit().await.unwrap();
+    assert!(release("an operator's wish").await);
+    assert!(lane.try_claim(&worker, 1).await.is_none(), "it is paused still");
+    lane.world.advance(Duration::from_hours(9)).await;
+    assert!(lane.try_claim(&worker, 1).await.is_some());
 }

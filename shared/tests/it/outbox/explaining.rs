@@ -54,6 +54,7 @@ fn has(sentence: &str, parts: &[&str]) {
 #[tokio::test]
 async fn what_waits_says_for_what_until_when_and_how_many_are_behind_it() {
     let lane = World::with_lane().await;
+    lane.world.db.stop_clock().await;
     let worker = Worker::new();
     let posted = [lane.post("one").await, lane.post("two").await, lane.post("three").await];
     lane.world.advance(Duration::from_secs(41)).await;

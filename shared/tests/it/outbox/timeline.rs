@@ -70,6 +70,7 @@ async fn eventful() -> Lane {
         .await
         .unwrap();
         tx.commit().await.unwrap();
+        lane.drain().await;
         world.advance(Duration::from_mins(5)).await;
     }
     lane
@@ -106,7 +107,7 @@ async fn a_conversations_timeline_has_each_moment_once_newest_first_wherever_a_p
         // The edits and the reactions; a message's own operation is told of with it.
         (MomentKind::Enqueued, 6),
         (MomentKind::Attempt, 9),
-        (MomentKind::Delivered, 3),
+        (MomentKind::Delivered, 12),
         (MomentKind::Withdrawn, 3),
         (MomentKind::Received, 9),
         (MomentKind::CallPlaced, 3),

@@ -137,7 +137,7 @@ async fn the_timelines_tell_all_that_happened_but_never_a_text() {
     let message = scene.dead(&fake, &conversation, CANARY).await;
     scene.outboxctl(&["requeue", &message, "--reason", "mended"]).await.text(0);
     scene.ada.delivered(&message).await;
-    scene.ada.edit(&message, CANARY).await.expect(200);
+    scene.ada.edit(&message, &format!("{CANARY}, edited")).await.expect(200);
     scene.drained().await;
     scene.attempted("delivered", 3).await;
     let shown = scene.outboxctl(&["show", &message, "--json"]).await.json(0);

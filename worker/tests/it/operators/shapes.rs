@@ -36,7 +36,7 @@ async fn programs_read_the_same_shapes_of_dead_letters_for_ever() {
     assert_eq!(
         keys(operation),
         "ahead attempts attempts_total behind conversation_id dead due_at event_id first_error kind lane_id \
-         last_error maybe_sent_at outbox_id place revision seq sentence state subject_id timeline waited \
+         last_error maybe_sent_at outbox_id place revision sentence seq state subject_id timeline waited \
          waiting_for withdrawn"
     );
     assert_eq!(keys(&operation["dead"]), "cause cause_in_words died_at errcode hint");
