@@ -16,6 +16,9 @@ use sqlx::{Postgres, Transaction};
 
 use crate::State;
 
+/// What is asked for every few seconds by whoever watches. Nobody looks at its traces.
+const UNTRACED: [&str; 3] = ["/health/live", "/health/ready", "/metrics"];
+
 /// The span of a request, or of a frame of a WebSocket.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Trace(Span);
@@ -68,6 +71,9 @@ impl Trace {
 
 /// Goes on in the trace that a request says it is a part of, or begins one.
 pub(crate) async fn follow(route: &str, mut request: Request, next: Next) -> Response {
+    if UNTRACED.contains(&route) {
+        return next.run(request).await;
+    }
     let method = metric::METHODS.of(request.method().as_str());
     let span = Span::of_request(parent(request.headers()).as_ref(), format!("{method} {route}"));
     span.set("http.request.method", method);

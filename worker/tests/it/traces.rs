@@ -75,6 +75,7 @@ async fn a_request_its_commit_the_wait_every_attempt_and_its_put_are_one_trace()
     let collector = TraceCollector::start().await;
     let stage = Stage::set(&collector.environment()).await;
     let worker = stage.scene.worker().await;
+    reqwest::get(format!("{}/health/live", stage.scene.api.url())).await.unwrap();
     let (conversation, _) = stage.scene.begun().await;
     stage.fake.on_send().fail(500).errcode("M_UNKNOWN").once();
     let message = stage.post(&conversation, "01").await;
@@ -101,6 +102,7 @@ async fn a_request_its_commit_the_wait_every_attempt_and_its_put_are_one_trace()
     assert_eq!(puts[0].attributes["matrix.errcode"], "M_UNKNOWN");
     assert_eq!(attempts[1].attributes["outcome"], "delivered");
     assert!(metric(&worker, "trace_exports_total").await >= 1.0);
+    assert!(!collector.spans().iter().any(|span| span.name.contains("/health")), "nobody looks at those");
 }
 
 #[tokio::test(flavor = "multi_thread")]
