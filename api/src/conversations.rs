@@ -23,6 +23,7 @@ use crate::{
     extract::{IdPath, JsonBody, PairPath},
     preferences::{IdempotencyKey, Page},
     problem::{ApiError, FieldProblem},
+    trace::Trace,
     transaction::finish,
 };
 
@@ -126,13 +127,14 @@ fn check(new: &NewConversation) -> Result<(), ApiError> {
 async fn create(
     Extract(state): AppState,
     caller: Caller,
+    trace: Trace,
     IdempotencyKey(key): IdempotencyKey,
     JsonBody(new): JsonBody<NewConversation>,
 ) -> Result<(StatusCode, Json<ConversationBody>), ApiError> {
     check(&new)?;
     let mut tx = state.pool.begin().await?;
     let written = write(&mut tx, &state, caller.user_id, key.as_deref(), &new).await;
-    let (status, conversation) = finish(tx, written).await?;
+    let (status, conversation) = finish(tx, &trace, written).await?;
     state.committed(false);
     Ok((status, Json(conversation)))
 }
@@ -190,13 +192,14 @@ async fn read(
 async fn add(
     Extract(state): AppState,
     caller: Caller,
+    trace: Trace,
     PairPath(id, user_id): PairPath<ConversationId, UserId>,
 ) -> Result<Json<ConversationBody>, ApiError> {
     let mut tx = state.pool.begin().await?;
-    let turn = chat::take_turn(&mut tx, id, caller.user_id).await?;
+    let turn = chat::take_turn(&mut tx, id, caller.user_id).await?.traced(trace.parent());
     let change = chat::add_member(&mut tx, &turn, user_id).await?;
     let conversation = chat::conversation(&mut tx, id, caller.user_id).await?;
-    tx.commit().await?;
+    trace.commit(tx).await?;
     if let Membership::Changed(to_do) = change {
         state.committed(to_do);
     }
@@ -207,14 +210,15 @@ async fn add(
 async fn remove(
     Extract(state): AppState,
     caller: Caller,
+    trace: Trace,
     PairPath(id, user_id): PairPath<ConversationId, UserId>,
 ) -> Result<StatusCode, ApiError> {
     let mut tx = state.pool.begin().await?;
-    let mut turn = chat::take_turn(&mut tx, id, caller.user_id).await?;
+    let mut turn = chat::take_turn(&mut tx, id, caller.user_id).await?.traced(trace.parent());
     match chat::remove_member(&mut tx, &mut turn, user_id).await? {
         Membership::Unchanged => return Err(ApiError::NotFound("member")),
         Membership::Changed(to_do) => {
-            tx.commit().await?;
+            trace.commit(tx).await?;
             state.committed(to_do);
         }
     }

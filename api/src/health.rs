@@ -12,7 +12,7 @@ use axum::{
 use serde_json::{Value, json};
 use shared::{database, metric};
 
-use crate::{AppState, State, problem::ApiError};
+use crate::{AppState, State, problem::ApiError, trace};
 
 pub(crate) fn routes() -> Router<Arc<State>> {
     Router::new()
@@ -36,12 +36,12 @@ async fn metrics_text(Extract(state): AppState) -> String {
     state.metrics.render()
 }
 
-/// Counts and times requests by route, never by id.
+/// Counts, times and traces requests by route, never by id.
 pub(crate) async fn measure(matched: Option<MatchedPath>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let route = matched.map_or_else(|| "none".to_owned(), |path| path.as_str().to_owned());
     let method = request.method().clone();
-    let response = next.run(request).await;
+    let response = trace::follow(&route, request, next).await;
     metric::HTTP_REQUESTS.with([&route, method.as_str(), response.status().as_str()]).increment(1);
     metric::HTTP_REQUEST_DURATION.with([&route]).record(began.elapsed().as_secs_f64());
     response

@@ -38,6 +38,7 @@ mod preferences;
 mod problem;
 mod reactions;
 mod request_limits;
+mod trace;
 mod transaction;
 mod ws;
 

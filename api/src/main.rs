@@ -7,7 +7,7 @@ use clap::Parser as _;
 use shared::{
     config::programs::{ApiCli, ApiSettings},
     metric::Program,
-    telemetry,
+    telemetry, trace,
 };
 use tokio::{net::TcpListener, signal::unix::SignalKind};
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,18 @@ async fn main() -> ExitCode {
         }
     };
     telemetry::start_logging(settings.log);
-    match run(settings).await {
+    let tracing = match settings.traces.as_ref().map(|traces| trace::start(traces, "api")).transpose() {
+        Ok(tracing) => tracing,
+        Err(error) => {
+            tracing::error!(%error, "traces cannot be handed over");
+            return ExitCode::FAILURE;
+        }
+    };
+    let ended = run(settings).await;
+    if let Some(tracing) = tracing {
+        tracing.stop().await;
+    }
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "api failed");

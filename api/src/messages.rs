@@ -15,6 +15,7 @@ use shared::{
     idempotency::{self, Entry},
     ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId, UserId},
     outbox::{self, Deletion, Delivery, Explanation, Kind, Operation},
+    trace::TraceParent,
 };
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -28,6 +29,7 @@ use crate::{
     extract::{IdPath, JsonBody},
     preferences::{IdempotencyKey, IfMatch, Page, Wait},
     problem::ApiError,
+    trace::Trace,
     transaction::finish,
 };
 
@@ -253,11 +255,12 @@ async fn read_waiting(
 async fn create(
     Extract(state): AppState,
     caller: Caller,
+    trace: Trace,
     IdempotencyKey(key): IdempotencyKey,
     Wait(wait): Wait,
     JsonBody(new): JsonBody<PostMessage>,
 ) -> Result<Response, ApiError> {
-    let (status, message) = match post_message(&state, caller.user_id, key.as_deref(), &new).await? {
+    let (status, message) = match post_message(&state, &trace, caller.user_id, key.as_deref(), &new).await? {
         Written::Before { status, message_id } => {
             (status, read_waiting(&state, message_id, caller.user_id, wait).await?)
         }
@@ -274,11 +277,12 @@ async fn create(
 /// Posts a message and answers as a POST does: for those who do not come by HTTP.
 pub(crate) async fn post_and_read(
     state: &State,
+    trace: &Trace,
     author_id: UserId,
     key: Option<&str>,
     new: &PostMessage,
 ) -> Result<(StatusCode, MessageBody), ApiError> {
-    let (status, message) = match post_message(state, author_id, key, new).await? {
+    let (status, message) = match post_message(state, trace, author_id, key, new).await? {
         Written::Before { status, message_id } => (status, read_waiting(state, message_id, author_id, None).await?),
         Written::Now(message) => (StatusCode::CREATED, *message),
     };
@@ -288,14 +292,15 @@ pub(crate) async fn post_and_read(
 /// Posts a message, unless its key was answered before: the one way by which messages are written.
 async fn post_message(
     state: &State,
+    trace: &Trace,
     author_id: UserId,
     key: Option<&str>,
     new: &PostMessage,
 ) -> Result<Written, ApiError> {
     let content = new.content()?;
     let mut tx = state.pool.begin().await?;
-    let written = write(&mut tx, state, author_id, key, new, &content).await;
-    let written = finish(tx, written).await?;
+    let written = write(&mut tx, state, trace.parent(), author_id, key, new, &content).await;
+    let written = finish(tx, trace, written).await?;
     if let Written::Now(_) = written {
         state.committed(state.matrix_enabled);
     }
@@ -314,6 +319,7 @@ enum Written {
 async fn write(
     tx: &mut PgConnection,
     state: &State,
+    trace: Option<TraceParent>,
     author_id: UserId,
     key: Option<&str>,
     new: &PostMessage,
@@ -332,7 +338,7 @@ async fn write(
     }
     let message_id = MessageId::generate();
     let send_outbox_id = state.matrix_enabled.then(OutboxId::generate);
-    let turn = chat::take_turn(tx, new.conversation_id, author_id).await?;
+    let turn = chat::take_turn(tx, new.conversation_id, author_id).await?.traced(trace);
     let message = NewMessage {
         message_id,
         author_id,
@@ -353,7 +359,6 @@ async fn write(
             target_outbox_id: None,
             not_before: None,
             expires_at: None,
-            trace: None,
         };
         let open = outbox::enqueue(tx, &turn, &operation).await?;
         if open > state.lane_limit {
@@ -398,6 +403,7 @@ async fn list(
 async fn edit(
     Extract(state): AppState,
     caller: Caller,
+    trace: Trace,
     IfMatch(expected): IfMatch,
     IdPath(id): IdPath<MessageId>,
     JsonBody(new): JsonBody<PatchMessage>,
@@ -411,13 +417,13 @@ async fn edit(
     let content = words.content()?;
     let mut tx = state.pool.begin().await?;
     let head = chat::find_message(&mut tx, id, caller.user_id).await?;
-    let turn = chat::take_turn(&mut tx, head.conversation_id, caller.user_id).await?;
+    let turn = chat::take_turn(&mut tx, head.conversation_id, caller.user_id).await?.traced(trace.parent());
     let edited = chat::edit_message(&mut tx, &turn, &state.keys, id, caller.user_id, &content, expected).await?;
     let written = chat::message(&mut tx, &state.keys, id, caller.user_id).await?;
     match edited {
         Edited::Unchanged => tx.rollback().await?,
         Edited::Changed(to_send) => {
-            tx.commit().await?;
+            trace.commit(tx).await?;
             state.committed(to_send);
         }
     }
@@ -427,15 +433,16 @@ async fn edit(
 async fn delete(
     Extract(state): AppState,
     caller: Caller,
+    trace: Trace,
     IdPath(id): IdPath<MessageId>,
 ) -> Result<Json<DeletedBody>, ApiError> {
     let mut tx = state.pool.begin().await?;
     let head = chat::find_message(&mut tx, id, caller.user_id).await?;
-    let mut turn = chat::take_turn(&mut tx, head.conversation_id, caller.user_id).await?;
+    let mut turn = chat::take_turn(&mut tx, head.conversation_id, caller.user_id).await?.traced(trace.parent());
     let deletion = chat::delete_message(&mut tx, &mut turn, id, caller.user_id).await?;
     let message = chat::message(&mut tx, &state.keys, id, caller.user_id).await?;
     if let Some(deletion) = deletion {
-        tx.commit().await?;
+        trace.commit(tx).await?;
         state.committed(deletion == Deletion::Redacting);
     } else {
         tx.rollback().await?;

@@ -2,14 +2,18 @@
 
 use sqlx::{Postgres, Transaction};
 
-use crate::problem::ApiError;
+use crate::{problem::ApiError, trace::Trace};
 
 /// Commits what was done, or rolls back what is refused, before the client learns of either: a lock that outlived the
 /// answer to a refused request would refuse the next one.
-pub(crate) async fn finish<T>(tx: Transaction<'_, Postgres>, done: Result<T, ApiError>) -> Result<T, ApiError> {
+pub(crate) async fn finish<T>(
+    tx: Transaction<'_, Postgres>,
+    trace: &Trace,
+    done: Result<T, ApiError>,
+) -> Result<T, ApiError> {
     match done {
         Ok(done) => {
-            tx.commit().await?;
+            trace.commit(tx).await?;
             Ok(done)
         }
         Err(refused) => {

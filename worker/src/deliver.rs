@@ -19,6 +19,7 @@ use shared::{
     metric,
     outbox::{Attempt, Blame, ClaimedOperation, Evidence, Kind, LaneClass, MaybeSent, Mode, Outcome},
     seal::KeyRing,
+    trace::Span,
 };
 use time::OffsetDateTime;
 
@@ -115,6 +116,8 @@ struct Sending {
     class: LaneClass,
     events: HashMap<OutboxId, EventId>,
     permission: Permission,
+    /// The attempt under way.
+    span: Span,
     /// Set when the operation under way is sent anew.
     anew: Arc<AtomicBool>,
 }
@@ -137,6 +140,7 @@ impl Deliverer {
             class: claimed.claim.class,
             events: HashMap::new(),
             permission: batch.permission(),
+            span: Span::default(),
             anew: batch.anew(),
         };
         if let Some(room_id) = &claimed.room_id {
@@ -151,6 +155,7 @@ impl Deliverer {
                 operation.sender = self.homeserver.service_user().to_string();
             }
             let began = Instant::now();
+            sending.span = trace_attempt(&operation, sending.class);
             batch.begin(operation.clone());
             let mut found = Vec::new();
             let ended = tokio::select! {
@@ -429,10 +434,10 @@ impl Deliverer {
             return Err(Stop::Late);
         }
         reach(Point::RedactBegins);
-        let began = Instant::now();
-        let answer = self.homeserver.redact(room_id, &event_id, operation.outbox_id, &content).await;
+        let redacting = self.homeserver.redact(room_id, &event_id, operation.outbox_id, &content);
+        let answer = self.timed(sending, redacting).await;
         reach(Point::RedactAnswered);
-        let event_id = self.timed(sending.class, began, answer).map_err(Stop::Itself)?;
+        let event_id = answer.map_err(Stop::Itself)?;
         Ok(Ended::well(Outcome::Delivered { event_id, room_id: room_id.clone() }))
     }
 
@@ -548,19 +553,45 @@ impl Deliverer {
             return Err(Stop::Late);
         }
         reach(Point::PutBegins);
-        let began = Instant::now();
-        let answer = self.homeserver.send(room_id, prepared.event_type, outbox_id, &prepared.content).await;
+        let putting = self.homeserver.send(room_id, prepared.event_type, outbox_id, &prepared.content);
+        let answer = self.timed(sending, putting).await;
         reach(Point::PutAnswered);
-        self.timed(sending.class, began, answer).map_err(Stop::Itself)
+        answer.map_err(Stop::Itself)
     }
 
-    fn timed(&self, class: LaneClass, began: Instant, answer: Result<EventId, Failure>) -> Result<EventId, Failure> {
-        metric::OUTBOX_SEND.with([class.as_str()]).record(began.elapsed().as_secs_f64());
-        if answer.is_ok() {
-            self.pace.note(began.elapsed());
+    /// Measures a request and makes it a part of the attempt. The homeserver is not told of the trace: it may be somebody
+    /// else's, and has traces of its own.
+    async fn timed(
+        &self,
+        sending: &Sending,
+        request: impl Future<Output = Result<EventId, Failure>>,
+    ) -> Result<EventId, Failure> {
+        let began = Instant::now();
+        let span = sending.span.request("PUT");
+        let answer = request.await;
+        metric::OUTBOX_SEND.with([sending.class.as_str()]).record(began.elapsed().as_secs_f64());
+        match &answer {
+            Ok(_) => self.pace.note(began.elapsed()),
+            Err(failure) => {
+                span.set("matrix.errcode", metric::ERRCODES.of(failure.errcode().unwrap_or(metric::NO_ERRCODE)));
+                span.failed(verdict::judge(failure).as_str());
+            }
         }
+        span.end();
         answer
     }
+}
+
+/// The wait that an attempt ends, and its own span, in the trace of the request that wrote the operation.
+fn trace_attempt(operation: &ClaimedOperation, class: LaneClass) -> Span {
+    let claimed_at = operation.enqueued_at + operation.waited;
+    Span::of_wait(operation.trace.as_ref(), "wait", claimed_at - operation.queued, claimed_at);
+    let span = Span::of_work(operation.trace.as_ref(), "attempt");
+    span.set("outbox.id", operation.outbox_id.to_string());
+    span.set("outbox.kind", operation.kind.as_str());
+    span.set("outbox.failures", i64::from(operation.failures));
+    span.set("lane.class", class.as_str());
+    span
 }
 
 /// How long ago the last attempt ended that anybody knows of.
@@ -594,8 +625,13 @@ fn attempt_of(failure: &Failure) -> Attempt {
 
 /// One line and one count for each attempt; a failure is logged here and nowhere else.
 fn report(sending: &Sending, operation: &ClaimedOperation, ended: &Ended, took: Duration) {
+    sending.span.set("outcome", ended.outcome.as_str());
+    if !ended.outcome.lets_the_next_go() {
+        sending.span.failed(ended.outcome.as_str());
+    }
+    sending.span.end();
     let error = ended.attempt.as_ref().and_then(|attempt| attempt.detail.as_deref());
-    signalling::report(operation, &ended.outcome, error);
+    let is_told = signalling::report(operation, &ended.outcome, error);
     if let Outcome::Expired = ended.outcome {
         metric::OUTBOX_EXPIRED.increment(1);
     }
@@ -608,7 +644,7 @@ fn report(sending: &Sending, operation: &ClaimedOperation, ended: &Ended, took: 
         metric::SEND_SUCCESS.with([kind, class]).increment(1);
         metric::OUTBOX_END_TO_END.with([class]).record((operation.waited + took).as_secs_f64());
         tracing::debug!(outbox.id = %operation.outbox_id, outbox.kind = kind, "delivered");
-    } else {
+    } else if !is_told {
         tracing::warn!(
             conversation_id = %sending.conversation_id,
             outbox.id = %operation.outbox_id,

@@ -53,7 +53,8 @@ async fn look_at_server(pool: &PgPool, horizon: &mut Horizon) -> Result<(), sqlx
 
 async fn look(pool: &PgPool, watch: Watch, since: &mut Option<OffsetDateTime>) -> Result<(), sqlx::Error> {
     let mut tx = pool.begin().await?;
-    let gauges = outbox::gauges(&mut tx, watch.dedupe_window).await?;
+    let gauges = outbox::gauges(&mut tx).await?;
+    let beyond_the_window = outbox::beyond_the_window(&mut tx, watch.dedupe_window).await?;
     // Acts are counted from the worker's start on, as counters are.
     let since = match *since {
         Some(since) => since,
@@ -64,11 +65,13 @@ async fn look(pool: &PgPool, watch: Watch, since: &mut Option<OffsetDateTime>) -
     let inbox = inbound::gauges(&mut tx, since).await?;
     tx.commit().await?;
     report(&gauges);
+    set(&metric::DEDUPE_WINDOW_RISK.with([]), beyond_the_window);
     metric::EVENT_LOG_LAG.set(lag.as_secs_f64());
     metric::OUTBOX_REQUEUED.absolute(totals.requeued);
     metric::OUTBOX_DISCARDED.absolute(totals.discarded);
-    let age = if watch.syncs { inbox.age } else { Duration::ZERO };
-    metric::SYNC_AGE.set(age.as_secs_f64());
+    if watch.syncs {
+        metric::SYNC_AGE.set(inbox.age.as_secs_f64());
+    }
     set(&metric::SYNC_INBOX_DEPTH.with(["awaits_target"]), inbox.awaits_target);
     set(&metric::SYNC_INBOX_DEPTH.with(["poison"]), inbox.poison);
     Ok(())
@@ -86,7 +89,6 @@ fn report(gauges: &Gauges) {
     set(&metric::OUTBOX_DEAD_LETTERS.with([]), gauges.dead_letters);
     set(&metric::OUTBOX_HELD_LANES.with([]), gauges.held_lanes);
     set(&metric::OUTBOX_BLOCKED_ROOMS.with([]), gauges.blocked_conversations);
-    set(&metric::DEDUPE_WINDOW_RISK.with([]), gauges.beyond_the_window);
 }
 
 fn report_server(health: &Health, horizon: &mut Horizon) {

@@ -313,7 +313,9 @@ fn check_identity(whoami: &Whoami, matrix: &MatrixConfig) -> anyhow::Result<Stri
         }
         (Some(device), _) => Ok(device.clone()),
         (None, _) if matrix.allow_token_without_device => {
-            tracing::warn!("the token has no device: after a restart of the homeserver a retry may double a message");
+            tracing::warn!(
+                "Matrix session restored without a device: after a restart of the homeserver a retry may double a message"
+            );
             Ok(String::new())
         }
         (None, _) => bail!(

@@ -7,7 +7,7 @@ use shared::{
     config::programs::{WorkerCli, WorkerSettings},
     failpoint,
     metric::Program,
-    telemetry,
+    telemetry, trace,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -26,7 +26,18 @@ async fn main() -> ExitCode {
         }
     };
     telemetry::start_logging(settings.log);
-    match run(settings).await {
+    let tracing = match settings.traces.as_ref().map(|traces| trace::start(traces, "worker")).transpose() {
+        Ok(tracing) => tracing,
+        Err(error) => {
+            tracing::error!(%error, "traces cannot be handed over");
+            return ExitCode::FAILURE;
+        }
+    };
+    let ended = run(settings).await;
+    if let Some(tracing) = tracing {
+        tracing.stop().await;
+    }
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "worker failed");

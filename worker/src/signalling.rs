@@ -7,9 +7,9 @@ use shared::{
     outbox::{ClaimedOperation, Kind, Mode, Outcome},
 };
 
-/// Tells how an operation of a call ended.
-pub(crate) fn report(operation: &ClaimedOperation, outcome: &Outcome, error: Option<&str>) {
-    let (Kind::Call(kind), Some(call)) = (operation.kind, &operation.call) else { return };
+/// Tells how an operation of a call ended. True when that was a failure which is told by that.
+pub(crate) fn report(operation: &ClaimedOperation, outcome: &Outcome, error: Option<&str>) -> bool {
+    let (Kind::Call(kind), Some(call)) = (operation.kind, &operation.call) else { return false };
     let call_id = call.call_id;
     match (kind, outcome) {
         // A transaction that was closed is no ring.
@@ -30,9 +30,11 @@ pub(crate) fn report(operation: &ClaimedOperation, outcome: &Outcome, error: Opt
         }
         _ => {}
     }
-    if let (Outcome::OwnFault { .. } | Outcome::GaveUp { .. }, error) = (outcome, error.unwrap_or_default()) {
-        tracing::error!(%call_id, error, "matrix_voip.send_failed");
+    let failed = matches!(outcome, Outcome::OwnFault { .. } | Outcome::GaveUp { .. });
+    if failed {
+        tracing::error!(%call_id, error = error.unwrap_or_default(), "matrix_voip.send_failed");
     }
+    failed
 }
 
 /// A hangup's reason, of those that are known: labels are few.

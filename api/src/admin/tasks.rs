@@ -30,6 +30,7 @@ use crate::{
     extract::{IdPath, JsonBody, OptionalJsonBody},
     preferences::IdempotencyKey,
     problem::ApiError,
+    trace::Trace,
     transaction::finish,
 };
 
@@ -146,7 +147,7 @@ async fn begin_under(
 ) -> Result<Task, ApiError> {
     let mut tx = state.pool.begin().await?;
     let begun = begin_in(&mut tx, state, operator, work, reason, key).await;
-    let task = finish(tx, begun).await?;
+    let task = finish(tx, &Trace::default(), begun).await?;
     state.committed(true);
     Ok(task)
 }

@@ -19,6 +19,7 @@ use shared::{
     idempotency::{self, Entry, Pending},
     ids::{CallId, ConversationId, UserId},
     outbox::Delivery,
+    trace::TraceParent,
 };
 use sqlx::PgConnection;
 use tokio::time::{Instant, sleep};
@@ -30,6 +31,7 @@ use crate::{
     messages::{LOOK_AT_LEAST_EVERY, LOOK_FIRST_AFTER},
     preferences::{IdempotencyKey, Page, Wait},
     problem::ApiError,
+    trace::Trace,
     transaction::finish,
 };
 
@@ -86,14 +88,15 @@ async fn conversation_of(conn: &mut PgConnection, call_id: CallId) -> Result<Con
 /// Places a call, unless its key was answered before: the one way by which clients place calls.
 pub(crate) async fn place(
     state: &State,
+    trace: &Trace,
     initiator_id: UserId,
     key: Option<&str>,
     new: PostCall,
 ) -> Result<Done, ApiError> {
     new.check()?;
     let mut tx = state.pool.begin().await?;
-    let placed = write_call(&mut tx, state, initiator_id, key, new).await;
-    let placed = finish(tx, placed).await?;
+    let placed = write_call(&mut tx, state, trace.parent(), initiator_id, key, new).await;
+    let placed = finish(tx, trace, placed).await?;
     if placed.now {
         state.committed(state.voip.enabled);
     }
@@ -103,6 +106,7 @@ pub(crate) async fn place(
 async fn write_call(
     tx: &mut PgConnection,
     state: &State,
+    trace: Option<TraceParent>,
     initiator_id: UserId,
     key: Option<&str>,
     new: PostCall,
@@ -112,7 +116,7 @@ async fn write_call(
         Entered::Now(pending) => pending,
     };
     let conversation_id = new.conversation_id;
-    let mut turn = chat::take_turn(tx, conversation_id, initiator_id).await?;
+    let mut turn = chat::take_turn(tx, conversation_id, initiator_id).await?.traced(trace);
     let call_id = CallId::generate();
     let lifetime = new.lifetime();
     let call = NewCall {
@@ -124,7 +128,6 @@ async fn write_call(
         sdp: new.sdp_offer,
         sdp_stream_metadata: new.sdp_stream_metadata.map(Value::Object),
         on_matrix: state.voip.enabled,
-        trace: None,
     };
     calls::initiate(tx, &mut turn, &state.keys, &call).await?;
     let placed = calls::call(tx, conversation_id, call_id, initiator_id).await?;
@@ -139,6 +142,7 @@ async fn write_call(
 /// Says something in a call, unless its key was answered before: the one way by which clients do.
 pub(crate) async fn say<T: Said>(
     state: &State,
+    trace: &Trace,
     user_id: UserId,
     key: Option<&str>,
     call_id: CallId,
@@ -146,8 +150,8 @@ pub(crate) async fn say<T: Said>(
 ) -> Result<Done, ApiError> {
     said.check()?;
     let mut tx = state.pool.begin().await?;
-    let done = write_said(&mut tx, state, user_id, key, call_id, said).await;
-    let done = finish(tx, done).await?;
+    let done = write_said(&mut tx, state, trace.parent(), user_id, key, call_id, said).await;
+    let done = finish(tx, trace, done).await?;
     if done.now {
         state.committed(state.matrix_enabled);
     }
@@ -164,6 +168,7 @@ struct InCall<'a, T> {
 async fn write_said<T: Said>(
     tx: &mut PgConnection,
     state: &State,
+    trace: Option<TraceParent>,
     user_id: UserId,
     key: Option<&str>,
     call_id: CallId,
@@ -175,7 +180,7 @@ async fn write_said<T: Said>(
         Entered::Now(pending) => pending,
     };
     let conversation_id = conversation_of(tx, call_id).await?;
-    let mut turn = chat::take_turn(tx, conversation_id, user_id).await?;
+    let mut turn = chat::take_turn(tx, conversation_id, user_id).await?.traced(trace);
     let (party_id, saying) = said.into_saying();
     calls::say(tx, &mut turn, &state.keys, call_id, user_id, party_id.as_deref(), saying).await?;
     if let Some(pending) = pending {
@@ -251,11 +256,12 @@ fn rendered(status: StatusCode, body: impl Serialize, waited: Option<Duration>) 
 async fn initiate(
     Extract(state): AppState,
     caller: Caller,
+    trace: Trace,
     IdempotencyKey(key): IdempotencyKey,
     Wait(wait): Wait,
     JsonBody(new): JsonBody<PostCall>,
 ) -> Result<Response, ApiError> {
-    let Done { status, call, .. } = place(&state, caller.user_id, key.as_deref(), new).await?;
+    let Done { status, call, .. } = place(&state, &trace, caller.user_id, key.as_deref(), new).await?;
     let call = match wait {
         // It is committed, so that is the answer whatever becomes of the wait.
         Some(_) => read_waiting(&state, call.call_id, caller.user_id, wait).await.unwrap_or(*call),
@@ -267,11 +273,12 @@ async fn initiate(
 async fn speak<T: Said>(
     Extract(state): AppState,
     caller: Caller,
+    trace: Trace,
     IdempotencyKey(key): IdempotencyKey,
     IdPath(call_id): IdPath<CallId>,
     OptionalJsonBody(said): OptionalJsonBody<T>,
 ) -> Result<Response, ApiError> {
-    let Done { status, call, .. } = say(&state, caller.user_id, key.as_deref(), call_id, said).await?;
+    let Done { status, call, .. } = say(&state, &trace, caller.user_id, key.as_deref(), call_id, said).await?;
     Ok(rendered(status, CallBody::read_by(caller.user_id, *call), None))
 }
 

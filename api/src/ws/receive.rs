@@ -13,10 +13,24 @@ use crate::{
     messages::{self, PostMessage},
     preferences::IdempotencyKey,
     problem::ApiError,
+    trace::Trace,
 };
 
 /// The longest `request_id`, in bytes.
 const MAX_REQUEST_ID_LEN: usize = 255;
+
+/// What clients may ask for.
+const REQUESTS: [&str; 9] = [
+    "MessageSend",
+    "CallInitiate",
+    "CallAnswer",
+    "CallCandidates",
+    "CallSelectAnswer",
+    "CallNegotiate",
+    "CallMetadata",
+    "CallHangup",
+    "CallReject",
+];
 
 /// Does what a client asks for, and says what came of it.
 pub(crate) async fn answer(state: &State, user_id: UserId, text: &str) -> Frame {
@@ -44,14 +58,21 @@ async fn perform(
     if let Some(key) = &key {
         IdempotencyKey::check("idempotency_key", key)?;
     }
-    let done = timeout(REQUEST_TIMEOUT, request(state, user_id, &name, key.as_deref(), fields)).await;
-    let (status, done) = done.map_err(|_| ApiError::Unavailable(sqlx::Error::PoolTimedOut))??;
+    let trace = Trace::of_frame(REQUESTS.into_iter().find(|known| *known == name).unwrap_or("unknown"));
+    let done = timeout(REQUEST_TIMEOUT, request(state, &trace, user_id, &name, key.as_deref(), fields)).await;
+    let done = done.unwrap_or_else(|_| Err(ApiError::Unavailable(sqlx::Error::PoolTimedOut)));
+    match &done {
+        Ok((status, _)) => trace.end(status.as_u16()),
+        Err(_) => trace.refuse(),
+    }
+    let (status, done) = done?;
     Ok(Frame::Ack { request_id, status: status.as_u16(), done })
 }
 
 /// Does what the POST of the same meaning does; its body is what is left of the fields.
 async fn request(
     state: &State,
+    trace: &Trace,
     user_id: UserId,
     name: &str,
     key: Option<&str>,
@@ -60,21 +81,21 @@ async fn request(
     match name {
         "MessageSend" => {
             let new: PostMessage = extract::from_value(Value::Object(fields))?;
-            let (status, message) = messages::post_and_read(state, user_id, key, &new).await?;
+            let (status, message) = messages::post_and_read(state, trace, user_id, key, &new).await?;
             Ok((status, Done::Message(Box::new(message))))
         }
         "CallInitiate" => {
             let new: PostCall = extract::from_value(Value::Object(fields))?;
-            let done = calls::place(state, user_id, key, new).await?;
+            let done = calls::place(state, trace, user_id, key, new).await?;
             Ok((done.status, Done::Call(Box::new(CallBody::read_by(user_id, *done.call)))))
         }
-        "CallAnswer" => say::<calls::Answer>(state, user_id, key, fields).await,
-        "CallCandidates" => say::<calls::Candidates>(state, user_id, key, fields).await,
-        "CallSelectAnswer" => say::<calls::SelectAnswer>(state, user_id, key, fields).await,
-        "CallNegotiate" => say::<calls::Negotiate>(state, user_id, key, fields).await,
-        "CallMetadata" => say::<calls::NewMetadata>(state, user_id, key, fields).await,
-        "CallHangup" => say::<calls::Hangup>(state, user_id, key, fields).await,
-        "CallReject" => say::<calls::Reject>(state, user_id, key, fields).await,
+        "CallAnswer" => say::<calls::Answer>(state, trace, user_id, key, fields).await,
+        "CallCandidates" => say::<calls::Candidates>(state, trace, user_id, key, fields).await,
+        "CallSelectAnswer" => say::<calls::SelectAnswer>(state, trace, user_id, key, fields).await,
+        "CallNegotiate" => say::<calls::Negotiate>(state, trace, user_id, key, fields).await,
+        "CallMetadata" => say::<calls::NewMetadata>(state, trace, user_id, key, fields).await,
+        "CallHangup" => say::<calls::Hangup>(state, trace, user_id, key, fields).await,
+        "CallReject" => say::<calls::Reject>(state, trace, user_id, key, fields).await,
         _ => Err(ApiError::invalid(
             "type",
             "must be MessageSend, CallInitiate, CallAnswer, CallCandidates, CallSelectAnswer, CallNegotiate, \
@@ -85,6 +106,7 @@ async fn request(
 
 async fn say<T: Said>(
     state: &State,
+    trace: &Trace,
     user_id: UserId,
     key: Option<&str>,
     mut fields: Map<String, Value>,
@@ -92,7 +114,7 @@ async fn say<T: Said>(
     let call_id = take(&mut fields, "call_id")?.and_then(|id| id.parse().ok());
     let call_id = call_id.ok_or_else(|| ApiError::invalid("call_id", "must be the id of a call"))?;
     let said: T = extract::from_value(Value::Object(fields))?;
-    let done = calls::say(state, user_id, key, call_id, said).await?;
+    let done = calls::say(state, trace, user_id, key, call_id, said).await?;
     Ok((done.status, Done::Call(Box::new(CallBody::read_by(user_id, *done.call)))))
 }
 

@@ -67,7 +67,7 @@ pub(super) async fn say(
     let lane_id = carry::open_lane(conn, turn.conversation_id, call.call_id).await?;
     let more = content.to_string().len();
     if let Some(outbox_id) = open_batch(conn, turn.conversation_id, lane_id, party_id, more).await? {
-        said.send = Some(Send { outbox_id, ..Send::now(None) });
+        said.send = Some(Send { outbox_id, ..Send::now() });
         turn.advance(conn).await?;
         carry::write(conn, turn, call, &said).await?;
         if last {
@@ -77,7 +77,7 @@ pub(super) async fn say(
     }
     let wait = if call.status == Status::Ringing { WHILE_RINGING } else { WHILE_ANSWERED };
     let not_before: Option<OffsetDateTime> = (!last).then(|| turn.at + wait);
-    said.send = Some(Send { not_before, ..Send::now(None) });
+    said.send = Some(Send { not_before, ..Send::now() });
     carry::put(conn, turn, call, said).await?;
     Ok(true)
 }

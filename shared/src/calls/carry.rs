@@ -40,12 +40,11 @@ pub(super) struct Send {
     pub(super) not_before: Option<OffsetDateTime>,
     /// Not later than this.
     pub(super) expires_at: Option<OffsetDateTime>,
-    pub(super) trace: Option<String>,
 }
 
 impl Send {
-    pub(super) fn now(trace: Option<String>) -> Self {
-        Self { outbox_id: OutboxId::generate(), not_before: None, expires_at: None, trace }
+    pub(super) fn now() -> Self {
+        Self { outbox_id: OutboxId::generate(), not_before: None, expires_at: None }
     }
 }
 
@@ -70,7 +69,6 @@ pub(super) async fn put(
             target_outbox_id: None,
             not_before: send.not_before,
             expires_at: send.expires_at,
-            trace: send.trace,
         };
         outbox::enqueue(conn, turn, &operation).await?;
     }
@@ -255,7 +253,7 @@ pub(super) async fn select(
         author_id: call.initiator_id,
         content: None,
         detail: Some(party_id),
-        send: Some(Send::now(None)),
+        send: Some(Send::now()),
         told: false,
     };
     put(conn, turn, call, said).await?;
@@ -293,7 +291,7 @@ pub(crate) async fn invite_arrived_late(
                 author_id: call.initiator_id,
                 content: None,
                 detail: Some("invite_timeout"),
-                send: Some(Send::now(None)),
+                send: Some(Send::now()),
                 told: false,
             };
             put(conn, turn, &call, said).await?;

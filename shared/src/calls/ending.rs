@@ -144,7 +144,7 @@ async fn close(
         author_id,
         content: None,
         detail: (kind == SignalKind::Hangup).then(|| reason.on_matrix()),
-        send: Some(Send::now(None)),
+        send: Some(Send::now()),
         told,
     };
     carry::put(conn, turn, call, said).await?;

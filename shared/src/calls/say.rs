@@ -38,8 +38,6 @@ pub struct NewCall {
     pub sdp_stream_metadata: Option<Value>,
     /// Whether it rings on Matrix too.
     pub on_matrix: bool,
-    /// The trace context of the request.
-    pub trace: Option<String>,
 }
 
 /// Something that a client says in a call.
@@ -155,7 +153,6 @@ pub async fn initiate(
             outbox_id,
             not_before: None,
             expires_at: Some(ring_until - RING_MARGIN),
-            trace: new.trace.clone(),
         }),
         told: true,
     };
@@ -286,7 +283,7 @@ impl Speaker<'_> {
             author_id: self.user_id,
             content: Some((self.keys, &described("answer", sdp, metadata))),
             detail: None,
-            send: on_matrix.then(|| Send::now(None)),
+            send: on_matrix.then(Send::now),
             told: true,
         };
         carry::put(conn, turn, call, said).await?;
@@ -314,7 +311,7 @@ impl Speaker<'_> {
             author_id: self.user_id,
             content: Some((self.keys, content)),
             detail: None,
-            send: to_matrix.then(|| Send::now(None)),
+            send: to_matrix.then(Send::now),
             told: true,
         };
         carry::put(conn, turn, self.call, said).await?;

@@ -83,7 +83,6 @@ pub async fn enqueue_membership(
         target_outbox_id: None,
         not_before: None,
         expires_at: None,
-        trace: None,
     };
     outbox::enqueue(conn, turn, &operation).await?;
     Ok(())

@@ -441,7 +441,7 @@ pub async fn edit_message(
     .await?;
     events::record(conn, turn.conversation_id, EventKind::MessageEdited, message_id.as_uuid()).await?;
     let to_send = match message.send_outbox_id {
-        Some(send) => outbox::edit(conn, turn, message_id, send, revision, None).await?,
+        Some(send) => outbox::edit(conn, turn, message_id, send, revision).await?,
         None => false,
     };
     Ok(Edited::Changed(to_send))
@@ -521,5 +521,5 @@ async fn erase(
     .await?;
     reactions::wipe(conn, turn, message_id).await?;
     events::record(conn, turn.conversation_id, EventKind::MessageDeleted, message_id.as_uuid()).await?;
-    outbox::delete(conn, turn, message_id, redacted, None).await
+    outbox::delete(conn, turn, message_id, redacted).await
 }

@@ -13,6 +13,7 @@ use crate::{
     ids::{ConversationId, LaneId, RoomId, UserId},
     outbox::LaneClass,
     seal::SealError,
+    trace::TraceParent,
 };
 
 pub(crate) mod content;
@@ -90,9 +91,17 @@ pub struct Turn {
     pub seq: i64,
     /// When the turn was taken, by the database's clock.
     pub at: OffsetDateTime,
+    /// The trace of the request whose write this is: what it enqueues goes on in it.
+    pub trace: Option<TraceParent>,
 }
 
 impl Turn {
+    /// As a part of a request's trace.
+    #[must_use]
+    pub fn traced(self, trace: Option<TraceParent>) -> Self {
+        Self { trace, ..self }
+    }
+
     /// Takes one more sequence number, for a write that enqueues more than one operation.
     pub async fn advance(&mut self, conn: &mut PgConnection) -> Result<(), sqlx::Error> {
         self.seq = sqlx::query_scalar!(
@@ -124,7 +133,7 @@ pub async fn lock_conversation(
     )
     .fetch_optional(conn)
     .await?;
-    Ok(row.map(|row| Turn { conversation_id, seq: row.last_seq, at: row.at }))
+    Ok(row.map(|row| Turn { conversation_id, seq: row.last_seq, at: row.at, trace: None }))
 }
 
 /// Waits for the turn in several conversations, to be called before a transaction writes anything: it has no id yet, so

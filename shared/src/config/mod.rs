@@ -14,12 +14,14 @@ use crate::{ids::MatrixUserId, seal::KeyRing};
 mod calls;
 pub mod programs;
 mod sync;
+mod trace;
 mod websocket;
 
 pub use calls::{
     CallLimitArgs, CallLimits, IceArgs, IceConfig, MatrixVoipConfig, TurnConfig, TurnCredentials, VoipArgs, VoipVersion,
 };
 pub use sync::{InvitePolicy, SyncArgs, SyncConfig};
+pub use trace::{TraceArgs, TraceConfig};
 pub use websocket::{WebSocketArgs, WebSocketConfig};
 
 /// What is wrong with one option.

@@ -6,7 +6,8 @@ use secrecy::SecretString;
 use super::{
     ApiArgs, ApiConfig, CallLimitArgs, CallLimits, Checked, ConfigProblem, ContentKeysArgs, DatabaseArgs,
     DatabaseConfig, DeliveryArgs, DeliveryConfig, IceArgs, IceConfig, JwtArgs, LogArgs, LogFormat, MatrixArgs,
-    MatrixConfig, MatrixEnabledArgs, MatrixVoipConfig, VoipArgs, WebSocketArgs, WebSocketConfig,
+    MatrixConfig, MatrixEnabledArgs, MatrixVoipConfig, TraceArgs, TraceConfig, VoipArgs, WebSocketArgs,
+    WebSocketConfig,
 };
 use crate::seal::KeyRing;
 
@@ -33,6 +34,8 @@ pub struct ApiCli {
     #[command(flatten)]
     call_limits: CallLimitArgs,
     #[command(flatten)]
+    traces: TraceArgs,
+    #[command(flatten)]
     log: LogArgs,
 }
 
@@ -57,6 +60,8 @@ pub struct ApiSettings {
     pub ice: IceConfig,
     /// How many calls may be placed.
     pub call_limits: CallLimits,
+    /// Where its traces go; none when nobody takes them.
+    pub traces: Option<TraceConfig>,
     /// How it logs.
     pub log: LogFormat,
 }
@@ -66,6 +71,7 @@ impl ApiCli {
     pub fn check(&self) -> Result<ApiSettings, Vec<ConfigProblem>> {
         let mut checked = Checked::default();
         let log = checked.log(&self.log);
+        let traces = checked.traces(&self.traces);
         let api = checked.api(&self.api);
         let websocket = checked.websocket(&self.websocket);
         let database = checked.database(&self.database);
@@ -86,6 +92,7 @@ impl ApiCli {
                 voip: voip?,
                 ice: ice?,
                 call_limits: call_limits?,
+                traces: traces?,
                 log: log?,
             })
         })();
@@ -108,6 +115,8 @@ pub struct WorkerCli {
     #[command(flatten)]
     matrix: MatrixArgs,
     #[command(flatten)]
+    traces: TraceArgs,
+    #[command(flatten)]
     log: LogArgs,
 }
 
@@ -122,6 +131,8 @@ pub struct WorkerSettings {
     pub content_keys: KeyRing,
     /// The homeserver; none when Matrix is not used, and nothing is claimed then.
     pub matrix: Option<MatrixConfig>,
+    /// Where its traces go; none when nobody takes them.
+    pub traces: Option<TraceConfig>,
     /// How it logs.
     pub log: LogFormat,
 }
@@ -131,6 +142,7 @@ impl WorkerCli {
     pub fn check(&self) -> Result<WorkerSettings, Vec<ConfigProblem>> {
         let mut checked = Checked::default();
         let log = checked.log(&self.log);
+        let traces = checked.traces(&self.traces);
         let delivery = checked.delivery(&self.delivery);
         let database = checked.database(&self.database);
         let content_keys = checked.content_keys(&self.content_keys);
@@ -144,6 +156,7 @@ impl WorkerCli {
                 database: database?,
                 content_keys: content_keys?,
                 matrix: matrix?,
+                traces: traces?,
                 log: log?,
             })
         })();

@@ -4,8 +4,8 @@
 //! `other`: however much goes through, the number of series stays the same. No label names a room, a user, a message, a
 //! conversation or an operation; who is affected is in the logs and in `outboxctl`.
 //!
-//! Whoever starts a program [`begin`]s its metrics: each has its description from then on, and those that count or
-//! gauge stand at zero, so that no panel is empty and no alert blind before something first happens.
+//! Whoever starts a program [`begin`]s its metrics: each has its description from then on, and what counts stands at zero,
+//! so that no panel is empty and no alert blind before something first happens. A gauge is there when it is first known.
 
 use metrics::{Counter as Count, Gauge as Level, Histogram as Samples, Key, KeyName, Label, Metadata, SharedString};
 
@@ -99,6 +99,11 @@ impl Values {
         }
     }
 
+    /// The listed value that stands for this one; [`OTHER`] where it has no place of its own.
+    pub fn of(&self, value: &str) -> &'static str {
+        self.listed().iter().find(|listed| **listed == value).copied().unwrap_or(OTHER)
+    }
+
     fn at_start(&self) -> &'static [&'static str] {
         match self {
             Self::Of(values) => values,
@@ -112,11 +117,9 @@ impl Values {
         if let Self::Routes = self {
             return value.to_owned().into();
         }
-        if let Some(listed) = self.listed().iter().find(|listed| **listed == value) {
-            return (*listed).into();
-        }
-        debug_assert!(self.listed().contains(&OTHER), "the table of metrics has no {value:?} for {name}");
-        OTHER.into()
+        let listed = self.of(value);
+        debug_assert!(self.listed().contains(&listed), "the table of metrics has no {value:?} for {name}");
+        listed.into()
     }
 }
 
@@ -144,6 +147,8 @@ pub struct Metric {
     pub help: &'static str,
     /// The upper bounds of its buckets; empty for what is no histogram.
     pub buckets: &'static [f64],
+    /// Whether it stands at zero from the start. A gauge that is not known yet does not: it would say what is not so.
+    pub starts: bool,
 }
 
 impl Metric {
@@ -161,6 +166,9 @@ impl Metric {
 
     /// The values of its labels that are there from the start: all combinations of them.
     fn at_start(&self) -> Vec<Vec<&'static str>> {
+        if !self.starts {
+            return Vec::new();
+        }
         let mut series = vec![Vec::new()];
         for label in self.labels {
             let values = label.values.at_start();
@@ -190,7 +198,7 @@ impl Metric {
     }
 }
 
-/// Describes the metrics of a program, and sets those to zero that have few labels.
+/// Describes the metrics of a program, and sets those to zero that count and have few labels.
 pub fn begin(program: Program) {
     for metric in ALL.iter().filter(|metric| metric.source.is_of(program)) {
         metric.begin();
@@ -399,10 +407,11 @@ mod tests {
     }
 
     #[test]
-    fn what_has_few_labels_is_there_from_the_start() {
+    fn what_counts_and_has_few_labels_is_there_from_the_start() {
         for metric in ALL {
             let routed = metric.labels.iter().any(|label| matches!(label.values, Values::Routes));
-            assert_eq!(metric.at_start().is_empty(), routed, "{}", metric.name);
+            assert_eq!(metric.at_start().is_empty(), routed || !metric.starts, "{}", metric.name);
+            assert!(metric.starts || metric.kind == Type::Gauge, "{}", metric.name);
         }
     }
 

@@ -183,10 +183,12 @@ pub const WAIT_SECONDS: &[f64] =
 pub const CALL_SECONDS: &[f64] =
     &[5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 14_400.0, 86_400.0];
 
-/// Each line becomes what its metric is written by, and a line of [`ALL`].
+/// Each line becomes what its metric is written by, and a line of [`ALL`]. A gauge is there when it is first known, but for
+/// those that are truly zero at the start.
 macro_rules! metrics {
     ($(
-        $kind:ident $constant:ident ($($label:literal: $values:expr),*) $(in $buckets:ident)? of $source:ident =
+        $kind:ident $constant:ident ($($label:literal: $values:expr),*) $(in $buckets:ident)? of $source:ident
+            $(from $zero:tt)? =
             $name:literal, $help:literal;
     )*) => {
         $(
@@ -198,12 +200,15 @@ macro_rules! metrics {
                 labels: &[$(LabelOf { name: $label, values: $values }),*],
                 help: $help,
                 buckets: metrics!(@buckets $($buckets)?),
+                starts: metrics!(@starts $kind $($zero)?),
             });
         )*
 
         /// Every metric, in the order of the table.
         pub static ALL: &[&Metric] = &[$($constant.metric()),*];
     };
+    (@starts Gauge) => { false };
+    (@starts $kind:ident $($zero:tt)?) => { true };
     (@buckets) => { &[] };
     (@buckets $buckets:ident) => { $buckets };
 }
@@ -225,7 +230,7 @@ metrics! {
         "event_log_listening", "1 while wake-ups of the event log are heard, 0 while they are not";
     Counter EVENT_LOG_ERRORS() of Api =
         "event_log_errors_total", "failed reads of the event log; each is repeated";
-    Gauge WS_CONNECTIONS() of Api =
+    Gauge WS_CONNECTIONS() of Api from 0 =
         "ws_connections", "WebSockets that are open";
     Counter WS_RESUMES() of Api =
         "ws_resumes_total", "connections with a cursor";
@@ -248,8 +253,10 @@ metrics! {
         "matrix_voip_invite_failed_total", "invites that never reach their room";
     Histogram VOIP_CALL_DURATION() in CALL_SECONDS of Both =
         "matrix_voip_call_duration_seconds", "how long calls lasted, from the answer to the end";
-    Gauge DATABASE_CONNECTIONS("state": Values::Of(&["idle", "used"])) of Both =
+    Gauge DATABASE_CONNECTIONS("state": Values::Of(&["idle", "used"])) of Both from 0 =
         "database_connections", "connections of this process to the database, as of this look";
+    Counter TRACE_EXPORTS("result": Values::Of(&["ok", "failed"])) of Both =
+        "trace_exports_total", "batches of spans handed to the collector of traces, where there is one";
 
     Counter OUTBOX_ATTEMPTS("kind": KINDS, "outcome": OUTCOMES) of Worker =
         "outbox_attempts_total", "attempts by how they ended";
@@ -263,7 +270,7 @@ metrics! {
         "outbox_send_seconds", "how long the homeserver took for a send or a redaction, failed ones included";
     Histogram OUTBOX_END_TO_END("lane_class": LANE_CLASSES) in WAIT_SECONDS of Worker =
         "outbox_end_to_end_seconds", "of what was delivered, from its being written to its delivery";
-    Gauge OUTBOX_LANES_UNDERWAY("lane_class": LANE_CLASSES) of Worker =
+    Gauge OUTBOX_LANES_UNDERWAY("lane_class": LANE_CLASSES) of Worker from 0 =
         "outbox_lanes_underway", "lanes that this worker has under way";
     Gauge OUTBOX_SLOTS() of Worker =
         "outbox_slots", "lanes that this worker sends for at most";

@@ -18,6 +18,7 @@ use crate::{
     failpoint::{Point, reach},
     ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId, UserId, WorkerId},
     seal::Place,
+    trace::TraceParent,
 };
 
 /// What to claim, and for whom.
@@ -162,6 +163,8 @@ pub struct ClaimedOperation {
     pub original: Option<(EventId, RoomId)>,
     /// What a redaction is aimed at.
     pub target: Option<Target>,
+    /// The trace of the request that wrote it.
+    pub trace: Option<TraceParent>,
 }
 
 /// What a redaction is aimed at.
@@ -387,6 +390,7 @@ struct DueRow {
     target_revision: Option<i32>,
     room_id: Option<RoomId>,
     left_rooms: Vec<RoomId>,
+    trace: Option<String>,
 }
 
 /// The first operations of each lane, up to the first that is not due or of a kind that only a newer release knows.
@@ -428,7 +432,7 @@ async fn due_operations(
                 select left_rooms.matrix_room_id from left_rooms
                 where left_rooms.conversation_id = o.conversation_id and left_rooms.left_at >= o.maybe_sent_at
                 order by left_rooms.left_at desc
-            ) end as "left_rooms!: Vec<RoomId>"
+            ) end as "left_rooms!: Vec<RoomId>", o.trace
         from unnest($1::uuid[], $2::uuid[]) as l (conversation_id, lane_id)
         cross join lateral (
             select first.*, bool_and(first.due_at <= $4) over (order by first.seq) as ready
@@ -591,6 +595,7 @@ impl DueRow {
             original_outbox_id: self.original_outbox_id,
             original: self.original_event_id.zip(self.original_room_id),
             target,
+            trace: self.trace.and_then(|trace| trace.parse().ok()),
         }
     }
 }

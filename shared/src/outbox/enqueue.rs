@@ -8,6 +8,7 @@ use super::Kind;
 use crate::{
     chat::Turn,
     ids::{LaneId, OutboxId},
+    trace::TraceParent,
 };
 
 /// An operation to enqueue.
@@ -29,8 +30,6 @@ pub struct Operation {
     pub not_before: Option<OffsetDateTime>,
     /// When it is no longer worth sending.
     pub expires_at: Option<OffsetDateTime>,
-    /// The trace context of the request.
-    pub trace: Option<String>,
 }
 
 /// Puts an operation at the end of its lane, at the turn's sequence number.
@@ -70,7 +69,7 @@ pub async fn enqueue(conn: &mut PgConnection, turn: &Turn, operation: &Operation
         operation.target_outbox_id.map(OutboxId::as_uuid),
         turn.at,
         operation.expires_at,
-        operation.trace,
+        turn.trace.as_ref().map(TraceParent::as_str),
         operation.not_before.unwrap_or(turn.at),
     )
     .execute(&mut *conn)

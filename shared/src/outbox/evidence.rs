@@ -245,7 +245,6 @@ async fn follow_up(
         target_outbox_id,
         not_before: None,
         expires_at: None,
-        trace: None,
     };
     enqueue(conn, turn, &operation).await?;
     Ok(())
@@ -297,7 +296,6 @@ async fn redact_if_removed(
         target_outbox_id: Some(evidence.outbox_id),
         not_before: None,
         expires_at: None,
-        trace: None,
     };
     enqueue(conn, turn, &operation).await?;
     Ok(())

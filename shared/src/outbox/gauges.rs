@@ -38,8 +38,6 @@ pub struct Gauges {
     pub all_paused: bool,
     /// Conversations of which a lane is held, or waits for its next attempt; of up to [`COUNTED_LANES`] lanes of each sort.
     pub blocked_conversations: i64,
-    /// Operations that may have arrived longer ago than the homeserver is trusted to remember, up to [`COUNTED_LETTERS`].
-    pub beyond_the_window: i64,
 }
 
 /// Bounds what the rest of a transaction may cost the database.
@@ -48,9 +46,8 @@ pub async fn limit_patience(conn: &mut PgConnection) -> Result<(), sqlx::Error> 
     Ok(())
 }
 
-/// Reads the figures. In a transaction of its own, which it gives a time limit. `dedupe_window`: for how long the homeserver
-/// is trusted to remember a transaction.
-pub async fn gauges(conn: &mut PgConnection, dedupe_window: Duration) -> Result<Gauges, sqlx::Error> {
+/// Reads the figures. In a transaction of its own, which it gives a time limit.
+pub async fn gauges(conn: &mut PgConnection) -> Result<Gauges, sqlx::Error> {
     limit_patience(conn).await?;
     let row = sqlx::query!(
         r#"
@@ -78,8 +75,7 @@ pub async fn gauges(conn: &mut PgConnection, dedupe_window: Duration) -> Result<
             paused: row.paused.iter().any(|scope| scope == class.as_str()),
         });
     }
-    let (blocked_conversations, beyond_the_window) =
-        (blocked(conn).await?, beyond_the_window(conn, dedupe_window).await?);
+    let blocked_conversations = blocked(conn).await?;
     Ok(Gauges {
         classes,
         dead_letters: row.dead_letters,
@@ -87,11 +83,11 @@ pub async fn gauges(conn: &mut PgConnection, dedupe_window: Duration) -> Result<
         paused_lanes: row.paused_lanes,
         all_paused: row.paused.iter().any(|scope| scope == "all"),
         blocked_conversations,
-        beyond_the_window,
     })
 }
 
-/// A lane that is due later and not paused waits after a failed attempt: nothing else puts one off.
+/// A lane that is due later and not paused waits after a failed attempt: nothing else puts one off for longer than a second
+/// or two, in which candidates are gathered.
 async fn blocked(conn: &mut PgConnection) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar!(
         r#"
@@ -120,7 +116,8 @@ async fn blocked(conn: &mut PgConnection) -> Result<i64, sqlx::Error> {
     .await
 }
 
-async fn beyond_the_window(conn: &mut PgConnection, dedupe_window: Duration) -> Result<i64, sqlx::Error> {
+/// Operations that may have arrived longer ago than the homeserver is trusted to remember, up to [`COUNTED_LETTERS`].
+pub async fn beyond_the_window(conn: &mut PgConnection, dedupe_window: Duration) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar!(
         r#"
         select count(*) as "beyond!" from (

@@ -87,7 +87,7 @@ pub use enqueue::{Operation, enqueue};
 pub use evidence::{Evidence, late_evidence, membership_echo};
 pub(crate) use evidence::{evidence_in_turn, membership_echo_in_turn};
 pub use expire::{Expire, Expired, expire, expire_all};
-pub use gauges::{ClassGauges, Gauges, gauges, limit_patience};
+pub use gauges::{ClassGauges, Gauges, beyond_the_window, gauges, limit_patience};
 pub use groups::{DeadGroup, dead_groups};
 pub use list::{
     HeldLane, LiveFilter, LiveOperation, PauseOfClass, PausedLane, SentFilter, SentOperation, held_lanes,

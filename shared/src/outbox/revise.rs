@@ -34,6 +34,7 @@ use super::{Kind, Operation, enqueue};
 use crate::{
     chat::Turn,
     ids::{LaneId, MessageId, OutboxId, UserId},
+    trace::TraceParent,
 };
 
 /// What a delete did on the way to Matrix.
@@ -123,7 +124,6 @@ pub async fn edit(
     message_id: MessageId,
     send_outbox_id: OutboxId,
     revision: i32,
-    trace: Option<String>,
 ) -> Result<bool, sqlx::Error> {
     let lane_id = LaneId::from(turn.conversation_id);
     let known = operations(conn, turn, lane_id, message_id).await?;
@@ -155,7 +155,6 @@ pub async fn edit(
                     target_outbox_id: None,
                     not_before: None,
                     expires_at: None,
-                    trace,
                 };
                 enqueue(conn, turn, &operation).await?;
             }
@@ -179,7 +178,6 @@ pub async fn edit(
                     target_outbox_id: None,
                     not_before: None,
                     expires_at: None,
-                    trace,
                 };
                 park(conn, turn, &operation, None).await?;
             }
@@ -196,7 +194,6 @@ pub async fn delete(
     turn: &mut Turn,
     message_id: MessageId,
     redacted: Option<OutboxId>,
-    trace: Option<&str>,
 ) -> Result<Deletion, sqlx::Error> {
     let lane_id = LaneId::from(turn.conversation_id);
     let known = operations(conn, turn, lane_id, message_id).await?;
@@ -217,8 +214,7 @@ pub async fn delete(
             turn.advance(conn).await?;
         }
         deletion = Deletion::Redacting;
-        let trace = trace.map(str::to_owned);
-        enqueue(conn, turn, &redaction(message_id, lane_id, operation.outbox_id, trace)).await?;
+        enqueue(conn, turn, &redaction(message_id, lane_id, operation.outbox_id)).await?;
     }
     Ok(deletion)
 }
@@ -289,7 +285,6 @@ pub async fn react(
         target_outbox_id: None,
         not_before: None,
         expires_at: None,
-        trace: None,
     };
     match state {
         Some(State::Waiting | State::HandedOrSent) => {
@@ -328,12 +323,12 @@ pub async fn unreact(
         }
         State::HandedOrSent | State::Withdrawn => {}
     }
-    enqueue(conn, turn, &redaction(message_id, lane_id, outbox_id, None)).await?;
+    enqueue(conn, turn, &redaction(message_id, lane_id, outbox_id)).await?;
     Ok(true)
 }
 
 /// The redaction of what an operation brought about.
-fn redaction(message_id: MessageId, lane_id: LaneId, target: OutboxId, trace: Option<String>) -> Operation {
+fn redaction(message_id: MessageId, lane_id: LaneId, target: OutboxId) -> Operation {
     Operation {
         outbox_id: OutboxId::generate(),
         lane_id,
@@ -343,7 +338,6 @@ fn redaction(message_id: MessageId, lane_id: LaneId, target: OutboxId, trace: Op
         target_outbox_id: Some(target),
         not_before: None,
         expires_at: None,
-        trace,
     }
 }
 
@@ -451,7 +445,7 @@ async fn park(
         operation.subject_id,
         operation.revision,
         turn.at,
-        operation.trace,
+        turn.trace.as_ref().map(TraceParent::as_str),
         super::PARENT_DEAD_HINT,
         user_id.map(UserId::as_uuid),
     )

@@ -1,7 +1,5 @@
 //! The overview: what waits, what is stuck, who works. Costs little however much there is.
 
-use std::time::Duration;
-
 use serde::Serialize;
 use sqlx::PgConnection;
 
@@ -11,9 +9,6 @@ use super::{
 
 /// How many groups of dead letters an overview has: the largest.
 const SHOWN_GROUPS: i64 = 10;
-
-/// What is in doubt for too long is told by the workers' gauges, which know the window; an overview does not count it.
-const NOT_ASKED: Duration = Duration::from_hours(24 * 365);
 
 /// What waits in the lanes of a class.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -50,7 +45,7 @@ pub struct Stats {
 
 /// Reads the overview. In a transaction of its own, which it gives a time limit.
 pub async fn stats(conn: &mut PgConnection) -> Result<Stats, sqlx::Error> {
-    let gauges = gauges(&mut *conn, NOT_ASKED).await?;
+    let gauges = gauges(&mut *conn).await?;
     let tasks = sqlx::query_scalar!(r#"select count(*) as "running!" from operator_tasks where due_at is not null"#,)
         .fetch_one(&mut *conn)
         .await?;

@@ -12,6 +12,7 @@ pub mod mutation;
 pub mod nova;
 pub mod private;
 pub mod proxy;
+pub mod traces;
 pub mod traffic;
 pub mod websocket;
 

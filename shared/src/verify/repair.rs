@@ -84,7 +84,6 @@ fn new(turn: &Turn, kind: Kind, subject_id: Uuid, revision: Option<i32>, target:
         target_outbox_id: target,
         not_before: None,
         expires_at: None,
-        trace: None,
     }
 }
 

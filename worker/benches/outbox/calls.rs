@@ -120,7 +120,6 @@ impl Callers {
                 sdp: "v=0\r\n".repeat(500),
                 sdp_stream_metadata: Some(json!({})),
                 on_matrix: true,
-                trace: None,
             };
             let mut tx = conn.begin().await.unwrap();
             let mut turn = chat::take_turn(&mut tx, conversation_id, self.caller).await.unwrap();

@@ -79,7 +79,6 @@ impl Chat {
             target_outbox_id: None,
             not_before: None,
             expires_at: None,
-            trace: None,
         };
         outbox::enqueue(&mut tx, &turn, &operation).await.unwrap();
         let commits = Instant::now();

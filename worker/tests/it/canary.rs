@@ -11,6 +11,7 @@ use shared::{
         eventually,
         homeserver::FakeHomeserver,
         nova::{JWT_SECRET, NovaUser, Program, api_environment, worker_environment},
+        traces::TraceCollector,
     },
 };
 use sqlx::AssertSqlSafe;
@@ -81,6 +82,7 @@ struct Stage {
     fake: FakeHomeserver,
     home: Home,
     scene: Scene,
+    collector: TraceCollector,
     key: [u8; 32],
     workers: Vec<Program>,
     /// Texts that were deleted.
@@ -101,11 +103,13 @@ impl Stage {
         key[..16].copy_from_slice(Uuid::new_v4().as_bytes());
         key[16..].copy_from_slice(Uuid::new_v4().as_bytes());
         let keys = format!("canary:{}", STANDARD.encode(key));
+        let collector = TraceCollector::start().await;
         let mut environment = api_environment(&database.url);
         let mut worker_environment = worker_environment(&database.url, &home.account);
         for environment in [&mut environment, &mut worker_environment] {
             environment.insert("CONTENT_KEYS".to_owned(), keys.clone());
             environment.insert("RUST_LOG".to_owned(), "trace".to_owned());
+            environment.extend(collector.environment());
         }
         // What waits after a failure waits until the test lets time pass.
         worker_environment.insert("OUTBOX_BACKOFF".to_owned(), "5s".to_owned());
@@ -113,7 +117,7 @@ impl Stage {
         let (ada, grace) = (NovaUser::new(&api), NovaUser::new(&api));
         let scene = Scene { database, api, worker_environment, ada, grace };
         let (gone, kept, messages) = (Vec::new(), Vec::new(), Vec::new());
-        Self { fake, home, scene, key, workers: Vec::new(), gone, kept, messages, conversations: Vec::new() }
+        Self { fake, home, scene, collector, key, workers: Vec::new(), gone, kept, messages, conversations: Vec::new() }
     }
 
     async fn worker(&mut self) {
@@ -361,6 +365,7 @@ impl Stage {
         places.push(metrics("api", &self.scene.api).await);
         places.extend(self.workers.iter().map(|worker| log("worker", worker)));
         places.push(metrics("worker", self.workers.last().unwrap()).await);
+        places.push(Place { name: "traces".to_owned(), content: self.collector.raw() });
         places
     }
 }
@@ -390,6 +395,9 @@ async fn a_text_that_was_deleted_at_any_stage_is_found_nowhere_and_secrets_never
     assert!(!finds(&insides, &stage.scene.api.url()["http://".len()..]).is_empty());
     assert!(insides.iter().any(|place| place.name == "log of worker" && place.content.contains("\"TRACE\"")));
     assert!(finds(&insides, "outbox_attempts_total").iter().any(|place| place.starts_with("metrics of worker")));
+    for name in ["POST /messages", "commit", "wait", "attempt", "PUT"] {
+        assert!(finds(&insides, name).iter().any(|place| place.starts_with("traces")), "{name}");
+    }
     for text in &stage.kept {
         assert_eq!(finds(&rooms, text).len(), 1, "{text}");
         assert!(!finds(&answers, text).is_empty(), "{text}");

@@ -105,6 +105,8 @@ fn every_option_of_the_worker_appears_in_its_help() {
         "OUTBOX_POLL",
         "WORKER_LISTEN",
         "LOG_FORMAT",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "TRACES_RATIO",
     ] {
         assert!(said(&output).contains(option), "{option} in:\n{}", said(&output));
     }

@@ -274,7 +274,10 @@ async fn a_room_that_is_slow_to_open_is_waited_for_however_often_it_failed_befor
     let conversation = scene.ada.create_conversation(&[scene.grace.user_id]).await;
     scene.ada.post(&conversation, "words").await.expect(201);
     eventually("it failed often, and the room is not open yet", || async {
-        scene.later().await;
+        // Only between two attempts: else time would end each lease before its answer.
+        if scene.database.count("select count(*) from lanes where owner is not null").await == 0 {
+            scene.later().await;
+        }
         let not_yet = "select count(*) from attempts where detail like '%not open to us%'";
         (scene.database.count(not_yet).await >= 1).then_some(())
     })

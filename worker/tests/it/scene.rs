@@ -192,6 +192,15 @@ pub(crate) async fn metric(program: &Program, name: &str) -> f64 {
         .sum()
 }
 
+/// Waits until a message is dead.
+pub(crate) async fn dead(scene: &Scene, message: &str) {
+    eventually(&format!("{message} is dead"), || async {
+        let read = scene.ada.get(&format!("/messages/{message}")).await;
+        (read["matrix"]["delivery"] == "dead").then_some(())
+    })
+    .await;
+}
+
 /// The id of what an answer describes.
 pub(crate) fn id(body: &Value) -> String {
     body["id"].as_str().unwrap().to_owned()

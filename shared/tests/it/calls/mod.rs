@@ -85,7 +85,6 @@ impl Scene {
             sdp: "v=0 offer".to_owned(),
             sdp_stream_metadata: None,
             on_matrix: true,
-            trace: None,
         }
     }
 

@@ -171,7 +171,6 @@ impl Scene {
             target_outbox_id: None,
             not_before: None,
             expires_at: None,
-            trace: None,
         };
         outbox::enqueue(&mut tx, &turn, &operation).await.unwrap();
         tx.commit().await.unwrap();

@@ -250,7 +250,6 @@ impl Lane {
             target_outbox_id: None,
             not_before: None,
             expires_at: None,
-            trace: None,
         }
     }
 
