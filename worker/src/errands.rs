@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use shared::{
     ids::{ConversationId, TaskId, WorkerId},
     tasks::{self, Progress, Task, TaskKind},
-    verify as compared,
+    verify::FindingKind,
     wake::wake_now,
 };
 use sqlx::PgPool;
@@ -72,8 +72,22 @@ pub(crate) struct Errands {
     pool: PgPool,
     verifier: Verifier,
     repairer: Repairer,
-    /// Which conversation of which task could not be compared, and how often in a row.
-    tries: Mutex<Option<((TaskId, ConversationId), u32)>>,
+    tries: Tries,
+}
+
+/// Which conversation of which task could not be compared, and how often in a row.
+#[derive(Debug, Default)]
+struct Tries(Mutex<Option<((TaskId, ConversationId), u32)>>);
+
+impl Tries {
+    /// Counts one more. With a number, that was the last: it is left, and those behind it are compared.
+    fn failed(&self, task_id: TaskId, conversation_id: ConversationId) -> Option<u32> {
+        let mut tries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let this = (task_id, conversation_id);
+        let n = tries.filter(|(of, _)| *of == this).map_or(0, |(_, n)| n) + 1;
+        *tries = (n < TRIES).then_some((this, n));
+        (n >= TRIES).then_some(n)
+    }
 }
 
 /// How a conversation's part of an errand ended.
@@ -92,7 +106,7 @@ impl Errands {
     pub(crate) fn new(worker_id: WorkerId, pool: PgPool, homeserver: Homeserver, rooms: Arc<Rooms>) -> Self {
         let verifier = Verifier { pool: pool.clone(), homeserver };
         let repairer = Repairer { pool: pool.clone(), rooms, verifier: verifier.clone() };
-        Self { worker_id, pool, verifier, repairer, tries: Mutex::default() }
+        Self { worker_id, pool, verifier, repairer, tries: Tries::default() }
     }
 
     /// Looks for errands and does them, one at a time.
@@ -154,23 +168,14 @@ impl Errands {
                         found = ?found.counts,
                         "the conversation differs from its room"
                     );
-                    let mut conn = self.pool.acquire().await?;
-                    compared::add_counts(&mut conn, task.task_id, &found.counts).await?;
                 }
-                Ok(Ended::Through(Progress { done: 1, refused: 0, findings }))
+                Ok(Ended::Through(Progress { done: 1, refused: 0, findings, counts: found.counts }))
             }
             Err(VerifyError::Lost) => Ok(Ended::Lost),
             Err(VerifyError::Homeserver(failure @ (Failure::Refused(_) | Failure::NotBuilt(_))))
                 if !is_passing(&failure) =>
             {
-                let finding = json!({
-                    "kind": "unreadable",
-                    "conversation_id": conversation_id,
-                    "words": format!("it could not be compared: {failure}"),
-                    "repairable": false,
-                    "repaired": false,
-                });
-                Ok(Ended::Through(Progress { done: 0, refused: 1, findings: vec![finding] }))
+                Ok(unreadable(conversation_id, &format!("it could not be compared: {failure}")))
             }
             Err(error) => Ok(self.again(task, conversation_id, &error.to_string())),
         }
@@ -179,29 +184,17 @@ impl Errands {
     /// A conversation that cannot be compared now is tried again, and after some tries left: those behind it want to be
     /// compared too.
     fn again(&self, task: &Task, conversation_id: ConversationId, why: &str) -> Ended {
-        let mut tries = self.tries.lock().unwrap_or_else(PoisonError::into_inner);
-        let (of, n) = tries.unwrap_or(((task.task_id, conversation_id), 0));
-        let n = if of == (task.task_id, conversation_id) { n + 1 } else { 1 };
-        if n < TRIES {
-            *tries = Some(((task.task_id, conversation_id), n));
-            return Ended::Again(why.to_owned());
+        match self.tries.failed(task.task_id, conversation_id) {
+            None => Ended::Again(why.to_owned()),
+            Some(n) => unreadable(conversation_id, &format!("it could not be compared, tried {n} times: {why}")),
         }
-        *tries = None;
-        let finding = json!({
-            "kind": "unreadable",
-            "conversation_id": conversation_id,
-            "words": format!("it could not be compared, tried {n} times: {why}"),
-            "repairable": false,
-            "repaired": false,
-        });
-        Ended::Through(Progress { done: 0, refused: 1, findings: vec![finding] })
     }
 
     async fn repair(&self, task: &Task, conversation_id: ConversationId, lease: &Lease) -> Ended {
         match self.repairer.repair(task, conversation_id, lease).await {
             Ok(words) => {
                 let findings: Vec<Value> = vec![json!({"conversation_id": conversation_id, "words": words})];
-                Ended::Through(Progress { done: 1, refused: 0, findings })
+                Ended::Through(Progress { done: 1, findings, ..Progress::default() })
             }
             Err(RepairError::Lost) => Ended::Lost,
             Err(RepairError::NotNow(why)) => Ended::Again(why),
@@ -233,7 +226,41 @@ impl Errands {
     }
 }
 
+/// A conversation that is left without having been compared.
+fn unreadable(conversation_id: ConversationId, words: &str) -> Ended {
+    let finding = json!({
+        "kind": FindingKind::Unreadable,
+        "conversation_id": conversation_id,
+        "words": words,
+        "repairable": false,
+        "repaired": false,
+    });
+    let counts = [(FindingKind::Unreadable, 1)].into();
+    Ended::Through(Progress { done: 0, refused: 1, findings: vec![finding], counts })
+}
+
 /// Whether a refusal passes by itself.
 fn is_passing(failure: &Failure) -> bool {
     matches!(failure, Failure::Refused(refusal) if refusal.status == 429 || refusal.status >= 500)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_conversation_that_cannot_be_compared_is_left_at_the_fourth_try_in_a_row() {
+        let (tries, task_id) = (Tries::default(), TaskId::generate());
+        let (one, other) = (ConversationId::generate(), ConversationId::generate());
+        for _ in 1..TRIES {
+            assert_eq!(tries.failed(task_id, one), None);
+        }
+        assert_eq!(tries.failed(task_id, one), Some(TRIES));
+        assert_eq!(tries.failed(task_id, one), None, "in another task it is tried anew");
+        assert_eq!(tries.failed(task_id, other), None);
+        for _ in 1..TRIES {
+            assert_eq!(tries.failed(task_id, one), None, "not in a row");
+        }
+        assert_eq!(tries.failed(task_id, one), Some(TRIES));
+    }
 }

@@ -1,4 +1,5 @@
-//! The one style sheet and the one script: part of the program, named by their content, so that browsers may keep them.
+//! The one style sheet, the one script and the icon: part of the program. The first two are named by their content, so
+//! that browsers may keep them.
 
 use std::{fmt::Write as _, sync::LazyLock};
 
@@ -13,6 +14,7 @@ use crate::problem::ApiError;
 
 const CSS: &str = include_str!("assets/console.css");
 const JS: &str = include_str!("assets/console.js");
+const ICON: &str = include_str!("assets/icon.svg");
 
 static CSS_NAME: LazyLock<String> = LazyLock::new(|| named("console", CSS, "css"));
 static JS_NAME: LazyLock<String> = LazyLock::new(|| named("console", JS, "js"));
@@ -38,14 +40,16 @@ pub(super) fn js() -> String {
 }
 
 pub(super) async fn asset(Path(name): Path<String>) -> Result<Response, ApiError> {
-    let (kind, content) = match () {
-        () if name == *CSS_NAME => ("text/css; charset=utf-8", CSS),
-        () if name == *JS_NAME => ("text/javascript; charset=utf-8", JS),
-        () => return Err(ApiError::NotFound("file")),
+    let for_good = "public, max-age=31536000, immutable";
+    let (kind, content, kept) = match name.as_str() {
+        name if name == *CSS_NAME => ("text/css; charset=utf-8", CSS, for_good),
+        name if name == *JS_NAME => ("text/javascript; charset=utf-8", JS, for_good),
+        "icon.svg" => ("image/svg+xml", ICON, "public, max-age=86400"),
+        _ => return Err(ApiError::NotFound("file")),
     };
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static(kind)),
-        (header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=31536000, immutable")),
+        (header::CACHE_CONTROL, HeaderValue::from_static(kept)),
     ];
     Ok((StatusCode::OK, headers, content).into_response())
 }

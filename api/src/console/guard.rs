@@ -99,13 +99,13 @@ fn sign_in_first(request: &Request) -> Response {
 }
 
 /// False for a form that another site had sent. Browsers say so of what comes by https; of what comes otherwise they name
-/// the origin, or keep that to themselves, since our pages ask them to name none.
+/// the origin: of our pages they do, since those ask for it (`referrer-policy`), and who hides it is somebody else.
 fn is_ours(headers: &HeaderMap) -> bool {
     let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
     if let Some(site) = text("sec-fetch-site") {
         return site == "same-origin" || site == "none";
     }
-    let Some(origin) = text(header::ORIGIN.as_str()).filter(|origin| *origin != "null") else { return true };
+    let Some(origin) = text(header::ORIGIN.as_str()) else { return true };
     let origin = origin.split_once("://").map_or(origin, |(_, host)| host);
     [text(header::HOST.as_str()), text("x-forwarded-host")].into_iter().flatten().any(|host| host == origin)
 }
@@ -127,7 +127,7 @@ mod tests {
         assert!(ours(&[("sec-fetch-site", "same-origin")]));
         assert!(ours(&[("host", "ops:8080"), ("origin", "http://ops:8080")]));
         assert!(ours(&[("host", "inner"), ("x-forwarded-host", "ops.example"), ("origin", "https://ops.example")]));
-        assert!(ours(&[("origin", "null")]));
+        assert!(!ours(&[("host", "ops:8080"), ("origin", "null")]));
         assert!(!ours(&[("sec-fetch-site", "cross-site")]));
         assert!(!ours(&[("sec-fetch-site", "same-site"), ("host", "ops"), ("origin", "https://ops")]));
         assert!(!ours(&[("host", "ops:8080"), ("origin", "http://evil")]));

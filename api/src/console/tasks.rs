@@ -152,6 +152,11 @@ fn facts(task: &Task) -> Markup {
         facts.add("At most", html::text(format!("{} a second", html::grouped(rate))));
     }
     facts.add("Asked for", html::long_code(&task.arguments));
+    let counted: Vec<String> =
+        task.counted().iter().map(|(kind, n)| format!("{} {}", html::grouped(*n), kind.replace('_', " "))).collect();
+    if !counted.is_empty() {
+        facts.add("Found", html::text(counted.join(", ")));
+    }
     if let Some(ended_at) = task.ended_at {
         facts.add("Ended", html::at(ended_at));
     }

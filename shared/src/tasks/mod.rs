@@ -5,7 +5,7 @@
 //! what asks the homeserver holds a lease instead, since no lock is held across a request. What a process leaves that
 //! ends in between, the next one does: a part's row goes with the transaction that did it.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -16,6 +16,7 @@ use crate::{
     audit::{self, Act, Verb},
     ids::{ConversationId, TaskId, WorkerId},
     outbox::Repair,
+    verify::FindingKind,
 };
 
 mod as_of;
@@ -110,6 +111,8 @@ pub struct Task {
     pub refused: i64,
     /// What was found or could not be done: a list, of [`MOST_FINDINGS`] at most.
     pub findings: Value,
+    /// Of a comparison: how much was found of each kind, also of what [`MOST_FINDINGS`] leaves out. Of others empty.
+    pub counts: Value,
     /// Why it failed.
     pub error: Option<String>,
     /// When it ended.
@@ -119,6 +122,13 @@ pub struct Task {
     pub ended_by: Option<String>,
 }
 
+impl Task {
+    /// How much was found of each kind.
+    pub fn counted(&self) -> BTreeMap<String, u64> {
+        serde_json::from_value(self.counts.clone()).unwrap_or_default()
+    }
+}
+
 /// A task, by its id.
 pub async fn task(conn: &mut PgConnection, task_id: TaskId) -> Result<Option<Task>, sqlx::Error> {
     sqlx::query_as!(
@@ -126,7 +136,7 @@ pub async fn task(conn: &mut PgConnection, task_id: TaskId) -> Result<Option<Tas
         r#"
         select task_id as "task_id: TaskId", kind as "kind: TaskKind", arguments, as_of as "as_of: AsOf",
             conversation_id as "conversation_id: ConversationId", rate, created_by, reason, created_at,
-            status as "status: TaskStatus", expected, done, refused, findings, error, ended_at, ended_by
+            status as "status: TaskStatus", expected, done, refused, findings, counts, error, ended_at, ended_by
         from operator_tasks
         where task_id = $1
         "#,
@@ -143,7 +153,7 @@ pub async fn tasks(conn: &mut PgConnection, before: Option<TaskId>, limit: i64) 
         r#"
         select task_id as "task_id: TaskId", kind as "kind: TaskKind", arguments, as_of as "as_of: AsOf",
             conversation_id as "conversation_id: ConversationId", rate, created_by, reason, created_at,
-            status as "status: TaskStatus", expected, done, refused, findings, error, ended_at, ended_by
+            status as "status: TaskStatus", expected, done, refused, findings, counts, error, ended_at, ended_by
         from operator_tasks
         where $1::uuid is null or task_id < $1
         order by task_id desc
@@ -163,7 +173,7 @@ pub async fn running(conn: &mut PgConnection, limit: i64) -> Result<Vec<Task>, s
         r#"
         select task_id as "task_id: TaskId", kind as "kind: TaskKind", arguments, as_of as "as_of: AsOf",
             conversation_id as "conversation_id: ConversationId", rate, created_by, reason, created_at,
-            status as "status: TaskStatus", expected, done, refused, findings, error, ended_at, ended_by
+            status as "status: TaskStatus", expected, done, refused, findings, counts, error, ended_at, ended_by
         from operator_tasks
         where due_at is not null
         order by task_id
@@ -227,7 +237,7 @@ async fn expect(conn: &mut PgConnection, task_id: TaskId) -> Result<Task, sqlx::
         where t.task_id = $1
         returning t.task_id as "task_id: TaskId", t.kind as "kind: TaskKind", t.arguments, t.as_of as "as_of: AsOf",
             t.conversation_id as "conversation_id: ConversationId", t.rate, t.created_by, t.reason, t.created_at,
-            t.status as "status: TaskStatus", t.expected, t.done, t.refused, t.findings, t.error, t.ended_at, t.ended_by
+            t.status as "status: TaskStatus", t.expected, t.done, t.refused, t.findings, t.counts, t.error, t.ended_at, t.ended_by
         "#,
         task_id.as_uuid(),
     )
@@ -412,7 +422,7 @@ pub async fn lease(
         )
         returning task_id as "task_id: TaskId", kind as "kind: TaskKind", arguments, as_of as "as_of: AsOf",
             conversation_id as "conversation_id: ConversationId", rate, created_by, reason, created_at,
-            status as "status: TaskStatus", expected, done, refused, findings, error, ended_at, ended_by
+            status as "status: TaskStatus", expected, done, refused, findings, counts, error, ended_at, ended_by
         "#,
         owner.as_uuid(),
         &kinds,
@@ -492,6 +502,8 @@ pub struct Progress {
     pub refused: u64,
     /// What was found, each a value of its own.
     pub findings: Vec<Value>,
+    /// How much was found of each kind.
+    pub counts: BTreeMap<FindingKind, u64>,
 }
 
 /// Notes what a step of a leased task did, and that its conversation is through. False, and nothing is noted, when the
@@ -509,12 +521,28 @@ pub async fn note(
         update operator_tasks
         set done = done + $3,
             refused = refused + $4,
+            -- A row that is not written again is the cheapest: most conversations have nothing to find.
             findings = case
-                when jsonb_array_length(findings) + jsonb_array_length($5) <= $6 then findings || $5
+                when jsonb_array_length($5) = 0 or jsonb_array_length(findings) >= $6 then findings
                 else (
                     select jsonb_agg(f.finding order by f.n)
                     from jsonb_array_elements(findings || $5) with ordinality as f (finding, n)
                     where f.n <= $6
+                )
+            end,
+            counts = case
+                when $7::jsonb = '{}' then counts
+                else (
+                    select jsonb_object_agg(sums.kind, sums.n)
+                    from (
+                        select kind, sum(n::bigint) as n
+                        from (
+                            select * from jsonb_each_text(counts)
+                            union all
+                            select * from jsonb_each_text($7)
+                        ) each (kind, n)
+                        group by kind
+                    ) sums
                 )
             end
         where task_id = $1 and owner = $2 and leased_until > outbox_now()
@@ -525,6 +553,7 @@ pub async fn note(
         count(progress.refused),
         Value::from(progress.findings.clone()),
         MOST_FINDINGS,
+        json!(progress.counts),
     )
     .execute(&mut *conn)
     .await?

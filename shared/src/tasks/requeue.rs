@@ -41,6 +41,15 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// When a task is due again whose conversations are all locked.
 const CONTENDED: Duration = Duration::from_millis(250);
 
+/// When a task is due again whose step took longer than a statement may.
+const TOOK_TOO_LONG: Duration = Duration::from_secs(10);
+
+/// What Postgres says when a lock is not to be had in time.
+const LOCK_NOT_AVAILABLE: &str = "55P03";
+
+/// What Postgres says when a statement took too long.
+const QUERY_CANCELED: &str = "57014";
+
 /// How long it may take to judge what a filter chooses, and the memory for each part of that.
 const LONGEST: Duration = Duration::from_mins(2);
 /// See [`LONGEST`].
@@ -204,8 +213,12 @@ pub async fn step(pool: &PgPool, only: Option<TaskId>) -> Result<Step, sqlx::Err
             }
             Err(error) => {
                 drop(tx);
-                if is_lock_timeout(&error) {
-                    postpone(pool, task_id).await?;
+                if has_code(&error, LOCK_NOT_AVAILABLE) {
+                    postpone(pool, task_id, CONTENDED).await?;
+                } else if has_code(&error, QUERY_CANCELED) {
+                    // Others are not kept waiting for what takes too long.
+                    tracing::warn!(%error, task.id = %task_id, "a step of a requeue took too long; later again");
+                    postpone(pool, task_id, TOOK_TOO_LONG).await?;
                 } else if let (sqlx::Error::Database(refused), false) = (&error, is_unavailable(&error)) {
                     // It would be refused again and again.
                     let constraint = refused.constraint().map(|name| format!(", {name}")).unwrap_or_default();
@@ -221,18 +234,18 @@ pub async fn step(pool: &PgPool, only: Option<TaskId>) -> Result<Step, sqlx::Err
     Ok(Step::Idle)
 }
 
-fn is_lock_timeout(error: &sqlx::Error) -> bool {
-    matches!(error, sqlx::Error::Database(error) if error.code().as_deref() == Some("55P03"))
+fn has_code(error: &sqlx::Error, code: &str) -> bool {
+    matches!(error, sqlx::Error::Database(error) if error.code().as_deref() == Some(code))
 }
 
-async fn postpone(pool: &PgPool, task_id: TaskId) -> Result<(), sqlx::Error> {
+async fn postpone(pool: &PgPool, task_id: TaskId, by: Duration) -> Result<(), sqlx::Error> {
     sqlx::query!(
         r#"
         update operator_tasks set due_at = outbox_now() + $2 * interval '1 second'
         where task_id = $1 and status = 'running' and due_at <= outbox_now()
         "#,
         task_id.as_uuid(),
-        CONTENDED.as_secs_f64(),
+        by.as_secs_f64(),
     )
     .execute(pool)
     .await?;
@@ -242,8 +255,12 @@ async fn postpone(pool: &PgPool, task_id: TaskId) -> Result<(), sqlx::Error> {
 async fn give_up(pool: &PgPool, task_id: TaskId, error: &str) -> Result<(), sqlx::Error> {
     sqlx::query!(
         r#"
-        update operator_tasks set status = 'failed', error = $2, due_at = null, ended_at = outbox_now()
-        where task_id = $1 and status = 'running'
+        with failed as (
+            update operator_tasks set status = 'failed', error = $2, due_at = null, ended_at = outbox_now()
+            where task_id = $1 and status = 'running'
+            returning task_id
+        )
+        delete from operator_task_parts p using failed f where p.task_id = f.task_id
         "#,
         task_id.as_uuid(),
         error,

@@ -36,9 +36,9 @@ mod repair;
 
 pub use compare::{Comparison, EventType, Known, MessageState, Operation, Place, RoomEvent, Stray};
 pub use read::{
-    SENT_PAGE, SentRow, Standing, counts, identify, is_received, is_still_so, known, rooms_of, sent_before, standing,
+    SENT_PAGE, SentRow, Standing, identify, is_received, is_still_so, known, rooms_of, sent_before, standing,
 };
-pub use repair::{Reinvited, add_counts, reinvite, repair, transaction_of_spare};
+pub use repair::{Reinvited, reinvite, repair, transaction_of_spare};
 
 /// How many findings of one conversation are kept; all are counted. What is more, the next run finds.
 pub const MOST_FINDINGS: usize = 1_000;

@@ -1,8 +1,5 @@
 //! What the database says, as a comparison asks it.
 
-use std::collections::BTreeMap;
-
-use serde_json::Value;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -424,16 +421,6 @@ async fn nothing_brings(
     .fetch_optional(conn)
     .await?;
     Ok(lacking == Some(true))
-}
-
-/// How many findings of each kind a task has had.
-pub async fn counts(conn: &mut PgConnection, task_id: TaskId) -> Result<BTreeMap<String, u64>, sqlx::Error> {
-    let counts: Option<Value> =
-        sqlx::query_scalar!("select counts from operator_tasks where task_id = $1", task_id.as_uuid())
-            .fetch_optional(conn)
-            .await?;
-    let counts = counts.and_then(|counts| serde_json::from_value(counts).ok());
-    Ok(counts.unwrap_or_default())
 }
 
 /// Whether an event of the conversation's rooms came with the sync.

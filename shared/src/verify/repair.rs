@@ -3,19 +3,17 @@
 //! Each looks once more, under the lane's lock, whether there still is something to mend. So a repair that is done twice
 //! mends once.
 
-use std::collections::BTreeMap;
-
 use serde_json::json;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{FindingKind, Found, Mend, is_still_so};
+use super::{Found, Mend, is_still_so};
 use crate::{
     audit::Verb,
     chat::{self, Turn},
     events::{self, EventKind},
-    ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, TaskId, UserId},
+    ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, UserId},
     outbox::{self, Kind, Operation, Selection},
     tasks::{self, Task},
 };
@@ -256,35 +254,4 @@ impl super::Standing {
     const fn is_to_be_invited(self) -> bool {
         self.belongs && !self.spoken_for
     }
-}
-
-/// Adds to the numbers of findings of a task.
-pub async fn add_counts(
-    conn: &mut PgConnection,
-    task_id: TaskId,
-    counts: &BTreeMap<FindingKind, u64>,
-) -> Result<(), sqlx::Error> {
-    sqlx::query!(
-        r#"
-        update operator_tasks
-        set counts = (
-            select coalesce(jsonb_object_agg(kind, n), '{}')
-            from (
-                select kind, sum(n::bigint) as n
-                from (
-                    select * from jsonb_each_text(counts)
-                    union all
-                    select * from jsonb_each_text($2)
-                ) each (kind, n)
-                group by kind
-            ) sums
-        )
-        where task_id = $1
-        "#,
-        task_id.as_uuid(),
-        json!(counts),
-    )
-    .execute(conn)
-    .await?;
-    Ok(())
 }

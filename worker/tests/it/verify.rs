@@ -297,7 +297,9 @@ async fn while_clients_write_and_the_homeserver_fails_nothing_is_found() {
     let work = traffic.begin(&Front::at(&scene.api.url()), &asked).await;
     let (mut looks, mut killed) = (0, false);
     while !work.is_done() {
-        let (_, out) = type_in(&scene, &["verify", "--all", "--json"]).await;
+        // To repair what is under way would be the worst damage.
+        let repairing: &[&str] = if looks % 2 == 1 { &["--repair", "--reason", "a test"] } else { &[] };
+        let (_, out) = type_in(&scene, &[&["verify", "--all", "--json"], repairing].concat()).await;
         let report: Value = serde_json::from_str(&out).unwrap();
         assert_eq!((&report["counts"], &report["findings"]), (&json!({}), &json!([])), "{report}");
         looks += 1;
@@ -310,6 +312,7 @@ async fn while_clients_write_and_the_homeserver_fails_nothing_is_found() {
     work.done().await;
     assert!(looks > 3 && killed, "{looks} looks");
     drained(&scene.database).await;
+    assert_eq!(scene.database.count("select count(*) from audit_log where verb = 'repair'").await, 0);
     let (code, out) = type_in(&scene, &["verify", "--all"]).await;
     assert_eq!((code, out.trim()), (0, "4 conversations compared: nothing differs"));
 }
@@ -357,6 +360,73 @@ async fn a_room_that_we_are_not_in_is_rejoined_once_we_are_invited_and_until_the
     assert!(code == 0 && out.contains("was not held for that"), "{out}");
     let acts = "select count(*) from audit_log where verb = 'repair' and acted_by = 'ada' and reason = 'a test'";
     assert_eq!(scene.database.count(acts).await, 6, "four were asked for, two were done");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_ends_no_pause_of_an_operators() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let scene = Scene::new(&home).await;
+    let _worker = scene.worker().await;
+    let (conversation, room) = scene.begun().await;
+    let grace = empowered(&home, &scene, &room).await;
+    home.account.leave(&room).await.unwrap();
+    let waiting = id(&scene.ada.post(&conversation, "waits").await.expect(201));
+    held(&scene, &conversation).await;
+    let (code, _) = type_in(&scene, &["pause", "--conversation", &conversation, "--reason", "to look"]).await;
+    assert_eq!(code, 0);
+    grace.invite(&room, home.account.user_id()).await.unwrap();
+    let (code, out) = repair(&scene, &conversation, "rejoin").await;
+    assert!(code == 0 && out.contains("joined the room again"), "{out}");
+    assert_eq!(scene.database.count("select count(*) from lanes where hold is not null").await, 0);
+    let sends = fake.sends();
+    let (_, out) = type_in(&scene, &["explain", &waiting]).await;
+    assert!(out.contains("to look"), "{out}");
+    assert_eq!(fake.sends(), sends);
+    let (code, _) = type_in(&scene, &["resume", "--conversation", &conversation]).await;
+    assert_eq!(code, 0);
+    scene.ada.delivered(&waiting).await;
+    assert_eq!(shape(&fake.timeline(&room)), ["begun", "waits"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_left_by_themselves_is_the_syncs_to_tell_and_nobody_invites_them_again() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let scene = Scene::new(&home).await;
+    let worker = scene.worker_with(&ALONE).await;
+    let (conversation, room) = scene.begun().await;
+    let grace = home.member(&scene.grace).await;
+    grace.join(&room).await.unwrap();
+    grace.leave(&room).await.unwrap();
+    let report = verify(&scene, &conversation, &["--repair", "--reason", "a test"]).await;
+    assert_eq!(found(&report), BTreeSet::new(), "the sync has not told it yet: {report}");
+    assert_eq!(fake.membership(&room, grace.user_id()).as_deref(), Some("leave"));
+    drop(worker);
+    let _worker = scene.worker_with(&[("MATRIX_SYNC_ENABLED", "true")]).await;
+    eventually("she has left the conversation", || async {
+        let left = "select count(*) from conversation_members where removed_seq is not null";
+        (scene.database.count(left).await == 1).then_some(())
+    })
+    .await;
+    let report = verify(&scene, &conversation, &[]).await;
+    assert_eq!(found(&report), BTreeSet::new(), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_that_there_is_not_is_no_task() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let scene = Scene::new(&home).await;
+    let unknown = Uuid::new_v4().to_string();
+    for words in [
+        &["verify", "--conversation", &unknown][..],
+        &["repair", "--conversation", &unknown, "adopt-alias", "--reason", "a test"],
+    ] {
+        let (code, out) = type_in(&scene, words).await;
+        assert_eq!((code, out.as_str()), (1, ""));
+    }
+    assert_eq!(scene.database.count("select count(*) from operator_tasks").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -49,6 +49,34 @@ impl Scene {
         (id, outbox_id)
     }
 
+    /// All that people say and nobody else may see: texts, an edit, a reaction, what a call's devices tell each other.
+    /// Returns whose pages there are: of what is dead, and of what waits.
+    pub(crate) async fn said(&self) -> Vec<String> {
+        let (message, operation) = self.dead("M_TOO_LARGE").await;
+        let (live, live_operation) = self.write().await;
+        self.ada.edit(&live, &format!("{CANARY} edited")).await.expect(200);
+        self.grace.call("PUT", &format!("/messages/{live}/reactions/{CANARY}"), None).await.expect(201);
+        let offer = json!({
+            "conversation_id": self.conversation,
+            "sdp_offer": format!("v=0 {CANARY}"),
+            "party_id": "PHONE",
+            "invitee": self.grace.user_id,
+        });
+        let call = self.ada.call("POST", "/calls/initiate", Some(&offer)).await.expect(201);
+        let call = call["id"].as_str().unwrap().to_owned();
+        let candidates = json!({"party_id": "PHONE", "candidates": [{"candidate": CANARY, "sdpMid": "0"}]});
+        self.ada.call("POST", &format!("/calls/{call}/candidates"), Some(&candidates)).await.expect(200);
+        let lane: Vec<Uuid> = sqlx::query_scalar("select outbox_id from outbox where kind not in ('message', 'invite')")
+            .fetch_all(&self.database.pool)
+            .await
+            .unwrap();
+        assert!(lane.len() >= 4, "an edit, a reaction, an invite and candidates of a call: {lane:?}");
+        let mut ids = vec![message, operation.to_string(), live, live_operation.to_string(), call];
+        ids.extend(lane.iter().map(Uuid::to_string));
+        ids.push(self.conversation.clone());
+        ids
+    }
+
     /// An operation dies, as when the homeserver refuses it for its own fault.
     pub(crate) async fn dies(&self, outbox_id: Uuid, errcode: &str) {
         let mut tx = self.database.pool.begin().await.unwrap();

@@ -9,6 +9,7 @@ mod idempotency;
 mod lanes;
 mod late;
 mod membership;
+mod mending;
 mod operators;
 mod races;
 mod reactions;

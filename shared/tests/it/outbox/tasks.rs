@@ -1,5 +1,8 @@
 //! Tasks: dead letters that come back by a filter, exactly those of the dry run, step by step; and the trail of it.
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 use serde_json::json;
 use shared::{
@@ -8,13 +11,17 @@ use shared::{
     ids::{ConversationId, OutboxId, TaskId, UserId, WorkerId},
     outbox::{self, DeadFilter, Kind, MOST_LETTERS, Refusal, Repair, Selection},
     tasks::{self, AsOf, Preview, Progress, Step, Task, TaskKind, TaskStatus},
+    verify::FindingKind,
     workers::{self, WorkerSeen},
 };
-use sqlx::Connection as _;
+use sqlx::{
+    Connection as _,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
 
 use super::{
     reactions::react,
-    world::{End, Lane, Posted, Worker, World, settlement},
+    world::{End, Lane, Posted, Worker, World, pid, settlement},
 };
 
 const OPERATOR: &str = "ada";
@@ -572,6 +579,61 @@ async fn nobody_rewrites_the_trail() {
     assert!(before > 0);
 }
 
+/// Whoever has an id of a transaction keeps back what clients are told, everywhere.
+#[tokio::test]
+async fn beginning_a_requeue_writes_nothing_while_it_still_counts() {
+    let world = World::new().await;
+    world.dying(1, 2).await;
+    let as_of = world.preview(&all()).await.as_of;
+    let mut stranger = world.begin().await;
+    sqlx::query("lock table dead_letters in access exclusive mode").execute(&mut *stranger).await.unwrap();
+    let mut tx = world.begin().await;
+    let pid = pid(&mut tx).await;
+    let filter = all();
+    let starting = tasks::start_requeue(&mut tx, OPERATOR, &filter, &as_of, None, None);
+    let looking = async {
+        world.until_blocked(pid).await;
+        let written: bool = sqlx::query_scalar("select backend_xid is not null from pg_stat_activity where pid = $1")
+            .bind(pid)
+            .fetch_one(&world.pool)
+            .await
+            .unwrap();
+        stranger.rollback().await.unwrap();
+        written
+    };
+    let (task, written) = tokio::join!(starting, looking);
+    assert_eq!(task.unwrap().expected, 2);
+    assert!(!written);
+}
+
+#[tokio::test]
+async fn a_step_that_always_takes_too_long_keeps_no_other_task_waiting() {
+    let world = World::new().await;
+    let lanes = world.dying(2, 1).await;
+    let of = |lane: &Lane| DeadFilter { conversation_id: Some(lane.id), ..all() };
+    let as_of = world.preview(&all()).await.as_of;
+    let slow = world.start(&of(&lanes[0]), &as_of, None).await;
+    let quick = world.start(&of(&lanes[1]), &as_of, None).await;
+    // The database is slow with this conversation, and statements may take half a second.
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
+        "create function slow() returns trigger language plpgsql as $$
+         begin if new.conversation_id = '{}' then perform pg_sleep(60); end if; return new; end $$;
+         create trigger slow before insert on outbox for each row execute function slow()",
+        lanes[0].id
+    )))
+    .execute(&world.pool)
+    .await
+    .unwrap();
+    let hasty: PgConnectOptions = world.db.url.parse().unwrap();
+    let hasty = PgPoolOptions::new().connect_lazy_with(hasty.options([("statement_timeout", "500")]));
+    let step = tasks::step(&hasty, None).await.unwrap();
+    assert_eq!(step, Step::Back { task_id: quick.task_id, letters: 1, ended: true });
+    assert_eq!(tasks::step(&hasty, None).await.unwrap(), Step::Idle, "it is tried again, but not at once");
+    sqlx::raw_sql("drop trigger slow on outbox").execute(&world.pool).await.unwrap();
+    world.advance(Duration::from_secs(10)).await;
+    assert_eq!(world.step().await, Step::Back { task_id: slow.task_id, letters: 1, ended: true });
+}
+
 // --- Tasks that ask the homeserver -----------------------------------------------------------------------------------
 
 async fn leased(world: &World, owner: WorkerId) -> Option<Task> {
@@ -597,7 +659,8 @@ async fn a_task_under_lease_is_one_process_until_that_is_over_and_then_takes_no_
     assert_eq!(tasks::step(&world.pool, None).await.unwrap(), Step::Idle, "it is no requeue");
     world.advance(LASTS * 2).await;
     assert!(leased(world, second).await.is_some());
-    let found = Progress { done: 1, refused: 1, findings: vec![json!({"kind": "missing"})] };
+    let counts = BTreeMap::from([(FindingKind::Missing, 2), (FindingKind::Doubled, 1)]);
+    let found = Progress { done: 1, refused: 1, findings: vec![json!({"kind": "missing"})], counts: counts.clone() };
     let note = async |owner, part| {
         let mut tx = world.begin().await;
         let noted = tasks::note(&mut tx, owner, task.task_id, part, &found).await.unwrap();
@@ -609,7 +672,7 @@ async fn a_task_under_lease_is_one_process_until_that_is_over_and_then_takes_no_
     assert!(note(second, Some(lane.id)).await);
     assert_eq!(tasks::parts(&mut *world.begin().await, task.task_id, 10).await.unwrap(), [] as [ConversationId; 0]);
     for _ in 0..3 {
-        let many = Progress { findings: vec![json!({}); 400], ..Progress::default() };
+        let many = Progress { findings: vec![json!({}); 400], counts: counts.clone(), ..Progress::default() };
         let mut tx = world.begin().await;
         assert!(tasks::note(&mut tx, second, task.task_id, None, &many).await.unwrap());
         tx.commit().await.unwrap();
@@ -621,6 +684,7 @@ async fn a_task_under_lease_is_one_process_until_that_is_over_and_then_takes_no_
     let task = world.task(task.task_id).await;
     assert_eq!((task.status, task.done, task.refused), (TaskStatus::Done, 1, 1));
     assert_eq!(task.findings.as_array().unwrap().len(), 1000, "what is more is not kept");
+    assert_eq!(task.counts, json!({"missing": 8, "doubled": 4}), "all of what was noted is counted, and nothing else");
     assert_eq!(task.findings[0], json!({"kind": "missing"}));
 }
 

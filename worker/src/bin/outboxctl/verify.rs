@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 use shared::{
     config::DatabaseArgs,
     ids::ConversationId,
-    outbox::Repair,
+    outbox::{self, Repair},
     tasks::{self, Task, TaskStatus},
-    verify,
+    workers,
 };
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
@@ -123,20 +123,20 @@ pub(crate) async fn verify(args: &VerifyArgs) -> Result<(), Failed> {
     let pool = session::database(&args.database)?;
     let conversation_id = args.conversation.map(ConversationId::from);
     let mut tx = pool.begin().await?;
+    if let Some(conversation_id) = conversation_id {
+        known(&mut tx, conversation_id).await?;
+    }
     let task = tasks::start_verify(&mut tx, &by, conversation_id, args.repair, args.reason.as_deref()).await?;
     tx.commit().await?;
     if task.expected == 0 && conversation_id.is_some() {
-        return Err(Failed::Other(anyhow::anyhow!("no such conversation, or it has no room yet: nothing to compare")));
+        return Err(Failed::Other(anyhow::anyhow!("the conversation has no room yet: nothing to compare")));
     }
     let task = ended(&pool, task).await?;
-    let counts = verify::counts(&mut *pool.acquire().await?, task.task_id).await?;
-    let clean_all = task.status == TaskStatus::Done && counts.is_empty() && task.refused == 0;
+    let clean_all = task.status == TaskStatus::Done && task.counted().is_empty() && task.refused == 0;
     if args.json {
-        let mut report = serde_json::to_value(&task)?;
-        report["counts"] = json!(counts);
-        json(&report)?;
+        json(&task)?;
     } else {
-        say(&in_words(&task, &counts));
+        say(&in_words(&task));
     }
     if clean_all { Ok(()) } else { Err(Failed::Reported) }
 }
@@ -146,6 +146,7 @@ pub(crate) async fn repair(args: &RepairArgs) -> Result<(), Failed> {
     let pool = session::database(&args.database)?;
     let conversation_id = ConversationId::from(args.conversation);
     let mut tx = pool.begin().await?;
+    known(&mut tx, conversation_id).await?;
     let reason = Some(args.reason.as_str());
     let task = tasks::start_repair(&mut tx, &by, conversation_id, args.repair.into(), json!({}), reason).await?;
     tx.commit().await?;
@@ -166,11 +167,23 @@ pub(crate) async fn repair(args: &RepairArgs) -> Result<(), Failed> {
     if task.status == TaskStatus::Done { Ok(()) } else { Err(Failed::Reported) }
 }
 
+async fn known(conn: &mut PgConnection, conversation_id: ConversationId) -> Result<(), Failed> {
+    if outbox::is_conversation(conn, conversation_id).await? {
+        return Ok(());
+    }
+    Err(Failed::Other(anyhow::anyhow!("there is no conversation {conversation_id}")))
+}
+
 /// Waits until a task has ended, and shows how far it is.
 async fn ended(pool: &PgPool, mut task: Task) -> Result<Task, Failed> {
     let progress = std::io::stderr().is_terminal();
     let begun = Instant::now();
+    let works = |worker: &workers::WorkerSeen| worker.circuit != "disabled";
     let mut said = false;
+    if task.status == TaskStatus::Running && !workers::seen(&mut *pool.acquire().await?).await?.iter().any(works) {
+        eprintln!("no worker runs with MATRIX_ENABLED=true: task {} waits for one", task.task_id);
+        said = true;
+    }
     while task.status == TaskStatus::Running {
         sleep(LOOK_EVERY).await;
         let task_id = task.task_id;
@@ -191,7 +204,8 @@ async fn ended(pool: &PgPool, mut task: Task) -> Result<Task, Failed> {
     Ok(task)
 }
 
-fn in_words(task: &Task, counts: &std::collections::BTreeMap<String, u64>) -> String {
+fn in_words(task: &Task) -> String {
+    let counts = task.counted();
     let findings: Vec<&Value> = task.findings.as_array().into_iter().flatten().collect();
     let text = |finding: &Value, key: &str| clean(finding[key].as_str().unwrap_or("-"));
     let rows: Vec<[String; 6]> = findings

@@ -74,8 +74,8 @@ async fn a_requeue_by_filter_brings_back_exactly_what_its_dry_run_found_also_wit
     assert_eq!(shown, task);
     assert_eq!(
         keys(&task),
-        "arguments as_of conversation_id created_at created_by done ended_at ended_by error expected findings kind \
-         rate reason refused status task_id"
+        "arguments as_of conversation_id counts created_at created_by done ended_at ended_by error expected findings \
+         kind rate reason refused status task_id"
     );
 }
 
