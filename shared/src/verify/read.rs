@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{FindingKind, Found, Known, Mend, MessageState, Operation, Place, Stray};
 use crate::{
-    ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId, TaskId, UserId},
+    ids::{ConversationId, EventId, LaneId, MessageId, OutboxId, RoomId, UserId},
     outbox::{Evidence, Kind},
 };
 

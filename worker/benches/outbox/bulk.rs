@@ -13,7 +13,7 @@ use std::{
 use shared::{
     outbox::DeadFilter,
     tasks::{self, TaskStatus},
-    testing::{homeserver::Kind, nova::NovaUser},
+    testing::nova::NovaUser,
 };
 use sqlx::Row as _;
 use tokio::{
@@ -193,15 +193,19 @@ async fn in_order(database: &Database, home: &Home, letters: usize) {
     .iter()
     .map(|row| (row.get(0), (row.get(1), row.get(2))))
     .collect();
-    let mut last: HashMap<(String, bool), i64> = HashMap::new();
+    let rooms: Vec<String> =
+        sqlx::query_scalar("select matrix_room_id from matrix_room_mappings").fetch_all(&database.pool).await.unwrap();
     let mut arrived: HashSet<String> = HashSet::new();
-    for send in home.fake.requests().into_iter().filter(|request| request.kind == Kind::Send) {
-        let (Some(room), Some(txn)) = (send.room, send.txn) else { continue };
-        let Some((seq, letter)) = places.get(&txn).copied() else { continue };
-        let before = last.insert((room, letter), seq).unwrap_or(0);
-        assert!(before < seq, "{txn} came after what stands behind it");
-        assert!(arrived.insert(txn), "sent once");
+    for room in rooms {
+        let mut last: HashMap<bool, i64> = HashMap::new();
+        for event in home.fake.timeline(&room) {
+            let Some(operation) = event.content["com.nova.outbox_id"].as_str() else { continue };
+            let (seq, letter) = places[operation];
+            let before = last.insert(letter, seq).unwrap_or(0);
+            assert!(before < seq, "{operation} came after what stands behind it");
+            assert!(arrived.insert(operation.to_owned()), "sent once");
+        }
     }
-    let back = arrived.iter().filter(|txn| places[*txn].1).count();
+    let back = arrived.iter().filter(|operation| places[*operation].1).count();
     assert_eq!(back, letters, "all letters arrived");
 }

@@ -63,8 +63,7 @@ async fn of_two_events_the_one_that_counts_by_now_is_not_redacted() {
     let posted = lane.delivered("twice").await;
     let (task, since) = (lane.comparison().await, lane.much_later().await);
     let spare = |event_id: EventId| {
-        let mend =
-            Mend::RedactSpare { outbox_id: posted.outbox_id, room_id: room(), event_id: event_id.clone() };
+        let mend = Mend::RedactSpare { outbox_id: posted.outbox_id, room_id: room(), event_id: event_id.clone() };
         lane.found(FindingKind::Doubled, posted.outbox_id, event_id, mend)
     };
     assert!(!lane.repair(&task, &spare(event_of(posted.outbox_id)), since).await);
@@ -83,11 +82,11 @@ async fn what_is_missing_is_not_sent_again_behind_edits_of_it_that_wait_but_once
     let mend = Mend::Resend(posted.outbox_id);
     let missing = lane.found(FindingKind::Missing, posted.outbox_id, event_of(posted.outbox_id), mend);
     assert!(!lane.repair(&task, &missing, since).await, "the edit would go by an event that is not there");
-    assert_eq!(lane.world.ids("outbox", Kind::Message).await, []);
+    assert_eq!(lane.ids("outbox", Kind::Message).await, []);
 
     lane.drain().await;
     assert!(lane.repair(&task, &missing, since).await);
-    let again = lane.world.only("outbox", Kind::Message).await;
+    let again = lane.only("outbox", Kind::Message).await;
     assert_ne!(again, posted.outbox_id, "a new operation, under a transaction of its own");
     assert!(!lane.repair(&task, &missing, since).await, "it is on its way");
     lane.world.sound().await;
