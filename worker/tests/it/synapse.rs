@@ -52,9 +52,10 @@ impl Stage {
 async fn synapse_restarts_while_clients_write_and_all_arrives_in_order_and_once() {
     let stage = Stage::set(RateLimits::Lifted).await;
     let _workers = (stage.scene.worker().await, stage.scene.worker().await);
-    let work = stage.clients(4, 4, 3, 5, true).await;
+    // They wait after every second operation, so that all but the last few have to be delivered before they are done.
+    let work = stage.clients(4, 4, 3, 2, true).await;
     for restart in 1..=2_i64 {
-        let sent = restart * i64::try_from(OPERATIONS).unwrap() / 4;
+        let sent = restart * i64::try_from(OPERATIONS).unwrap() / 6;
         eventually_within(WITHIN, "the clients come that far", || async {
             (stage.scene.database.count("select count(*) from sent_events").await >= sent).then_some(())
         })
