@@ -161,9 +161,13 @@ impl Deliverer {
             let ended = tokio::select! {
                 ended = self.attempt(&sending, &operation, &mut found) => ended,
                 // The batch says of what is under way that nobody knows how it ends.
-                () = sending.permission.broken_off() => return,
+                () = sending.permission.broken_off() => {
+                    sending.span.unfinished("broken_off");
+                    return;
+                }
             };
             let Some(ended) = ended else {
+                sending.span.unfinished("not_tried");
                 batch.leave();
                 return;
             };

@@ -164,7 +164,8 @@ fn facts(task: &Task) -> Markup {
         facts.add("Ended by", html::id(by));
     }
     if let Some(error) = &task.error {
-        facts.add("Failed", html::text(error));
+        let running = task.status == TaskStatus::Running;
+        facts.add(if running { "In trouble" } else { "Failed" }, html::text(error));
     }
     facts.markup()
 }

@@ -37,8 +37,8 @@ impl Checked {
         // The collector stands beside the programs, or behind an agent that does: there is no TLS to it.
         let endpoint = Url::parse(text).ok().filter(|url| url.scheme() == "http" && url.has_host());
         let Some(mut endpoint) = endpoint else {
-            let reason = format!("must look like http://127.0.0.1:4318, but is {text:?}");
-            self.wrong("OTEL_EXPORTER_OTLP_ENDPOINT", reason);
+            // It may hold a password, and is not said again.
+            self.wrong("OTEL_EXPORTER_OTLP_ENDPOINT", "must look like http://127.0.0.1:4318: http, and a host");
             return None;
         };
         let path = format!("{}/v1/traces", endpoint.path().trim_end_matches('/'));
@@ -67,6 +67,12 @@ mod tests {
         assert_eq!(checked(None, None), Ok(None));
         let config = checked(Some("http://collector:4318/"), Some("0.25")).unwrap().unwrap();
         assert_eq!((config.endpoint.as_str(), config.ratio), ("http://collector:4318/v1/traces", 0.25));
+    }
+
+    #[test]
+    fn what_is_refused_is_not_said_again() {
+        let said = checked(Some("https://user:secret@collector:4318"), None).unwrap_err();
+        assert!(!said[0].contains("secret"), "{said:?}");
     }
 
     #[test]

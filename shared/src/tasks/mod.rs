@@ -113,7 +113,7 @@ pub struct Task {
     pub findings: Value,
     /// Of a comparison: how much was found of each kind, also of what [`MOST_FINDINGS`] leaves out. Of others empty.
     pub counts: Value,
-    /// Why it failed.
+    /// Why it failed; while it runs, why it does not get on.
     pub error: Option<String>,
     /// When it ended.
     #[serde(with = "time::serde::rfc3339::option")]

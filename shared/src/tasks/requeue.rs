@@ -214,11 +214,17 @@ pub async fn step(pool: &PgPool, only: Option<TaskId>) -> Result<Step, sqlx::Err
             Err(error) => {
                 drop(tx);
                 if has_code(&error, LOCK_NOT_AVAILABLE) {
-                    postpone(pool, task_id, CONTENDED).await?;
+                    postpone(pool, task_id, CONTENDED, None).await?;
                 } else if has_code(&error, QUERY_CANCELED) {
                     // Others are not kept waiting for what takes too long.
                     tracing::warn!(%error, task.id = %task_id, "a step of a requeue took too long; later again");
-                    postpone(pool, task_id, TOOK_TOO_LONG).await?;
+                    postpone(
+                        pool,
+                        task_id,
+                        TOOK_TOO_LONG,
+                        Some("a step takes the database too long; it is tried again"),
+                    )
+                    .await?;
                 } else if let (sqlx::Error::Database(refused), false) = (&error, is_unavailable(&error)) {
                     // It would be refused again and again.
                     let constraint = refused.constraint().map(|name| format!(", {name}")).unwrap_or_default();
@@ -238,14 +244,16 @@ fn has_code(error: &sqlx::Error, code: &str) -> bool {
     matches!(error, sqlx::Error::Database(error) if error.code().as_deref() == Some(code))
 }
 
-async fn postpone(pool: &PgPool, task_id: TaskId, by: Duration) -> Result<(), sqlx::Error> {
+/// Puts a task off. `trouble` is why it does not get on, until it does.
+async fn postpone(pool: &PgPool, task_id: TaskId, by: Duration, trouble: Option<&str>) -> Result<(), sqlx::Error> {
     sqlx::query!(
         r#"
-        update operator_tasks set due_at = outbox_now() + $2 * interval '1 second'
+        update operator_tasks set due_at = outbox_now() + $2 * interval '1 second', error = coalesce($3, error)
         where task_id = $1 and status = 'running' and due_at <= outbox_now()
         "#,
         task_id.as_uuid(),
         by.as_secs_f64(),
+        trouble,
     )
     .execute(pool)
     .await?;
@@ -487,6 +495,7 @@ async fn advance(conn: &mut PgConnection, task: &Task, moved: Moved) -> Result<(
         update operator_tasks
         set done = done + $2,
             findings = $3,
+            error = null,
             status = case when $4 then 'done' else status end,
             ended_at = case when $4 then outbox_now() end,
             due_at = case

@@ -144,6 +144,13 @@ impl Span {
         self.0.span().set_status(Status::error(why));
     }
 
+    /// Ends it without an outcome of its own: so far it came, in a word of ours.
+    pub fn unfinished(&self, how: &'static str) {
+        self.set("outcome", how);
+        self.failed(how);
+        self.end();
+    }
+
     /// Ends it.
     pub fn end(&self) {
         self.0.span().end();

@@ -72,6 +72,7 @@ async fn the_messages_that_matter_are_logged() {
     let text = "what nobody may find in a log";
     let message = id(&scene.ada.post(&conversation, text).await.expect(201));
     dead(&scene, &message).await;
+    logged(&worker, "Matrix send failed").await;
     let failed = lines(&worker, "Matrix send failed");
     let [failed] = failed.as_slice() else { panic!("one line for a failure: {failed:?}") };
     assert_eq!((failed["level"].as_str(), &failed["conversation_id"]), (Some("WARN"), &json!(conversation)));

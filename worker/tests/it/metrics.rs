@@ -102,6 +102,12 @@ async fn the_number_of_series_does_not_grow_with_conversations() {
     fake.on_send().fail(429).once();
     page(&scene.api).await;
     traffic(&scene, 10).await;
+    // What is gauged is there when it is known.
+    eventually("both looks at the database were taken", async || {
+        let page = page(&worker).await;
+        (page.has("outbox_depth") && page.has("postgres_xmin_horizon_age_seconds")).then_some(())
+    })
+    .await;
     let before = [page(&scene.api).await.series, page(&worker).await.series];
     traffic(&scene, 300).await;
     let after = [page(&scene.api).await.series, page(&worker).await.series];

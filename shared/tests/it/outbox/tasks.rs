@@ -614,7 +614,7 @@ async fn a_step_that_always_takes_too_long_keeps_no_other_task_waiting() {
     let as_of = world.preview(&all()).await.as_of;
     let slow = world.start(&of(&lanes[0]), &as_of, None).await;
     let quick = world.start(&of(&lanes[1]), &as_of, None).await;
-    // The database is slow with this conversation, and statements may take half a second.
+    // The database is slow with this conversation, and statements may take three seconds.
     sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
         "create function slow() returns trigger language plpgsql as $$
          begin if new.conversation_id = '{}' then perform pg_sleep(60); end if; return new; end $$;
@@ -625,13 +625,16 @@ async fn a_step_that_always_takes_too_long_keeps_no_other_task_waiting() {
     .await
     .unwrap();
     let hasty: PgConnectOptions = world.db.url.parse().unwrap();
-    let hasty = PgPoolOptions::new().connect_lazy_with(hasty.options([("statement_timeout", "500")]));
+    let hasty = PgPoolOptions::new().connect_lazy_with(hasty.options([("statement_timeout", "3000")]));
     let step = tasks::step(&hasty, None).await.unwrap();
     assert_eq!(step, Step::Back { task_id: quick.task_id, letters: 1, ended: true });
     assert_eq!(tasks::step(&hasty, None).await.unwrap(), Step::Idle, "it is tried again, but not at once");
+    let trouble = world.task(slow.task_id).await;
+    assert!(trouble.status == TaskStatus::Running && trouble.error.unwrap().contains("too long"), "it is told");
     sqlx::raw_sql("drop trigger slow on outbox").execute(&world.pool).await.unwrap();
     world.advance(Duration::from_secs(10)).await;
     assert_eq!(world.step().await, Step::Back { task_id: slow.task_id, letters: 1, ended: true });
+    assert_eq!(world.task(slow.task_id).await.error, None, "it got on");
 }
 
 // --- Tasks that ask the homeserver -----------------------------------------------------------------------------------

@@ -47,9 +47,9 @@ pub(crate) async fn requeue(args: &RequeueArgs) -> Result<(), Failed> {
                 .to_owned(),
         ));
     };
-    // Listened for before there is a task: from then on Ctrl-C leaves it to the workers, and says so.
-    let interrupted = signal(SignalKind::interrupt())?;
     let task = tasks::start_requeue(&mut tx, &by, &filter, as_of, args.rate, args.reason.as_deref()).await?;
+    // Until here Ctrl-C ends it, and there is no task. From the commit on it leaves the task to the workers, and says so.
+    let interrupted = signal(SignalKind::interrupt())?;
     tx.commit().await?;
     shared::wake::wake_now(&pool).await;
     if args.detach {
@@ -190,6 +190,7 @@ impl Progress {
 async fn follow(pool: &PgPool, mut task: Task, mut interrupted: Signal) -> Result<Task, Failed> {
     let mut progress = Progress::new(&task);
     let mut away_since = None;
+    let mut trouble = None;
     while task.status == TaskStatus::Running {
         let taken = tokio::select! {
             taken = one(pool, &task) => taken,
@@ -206,6 +207,12 @@ async fn follow(pool: &PgPool, mut task: Task, mut interrupted: Signal) -> Resul
                 task = next;
                 away_since = None;
                 progress.tell(&task);
+                if trouble != task.error {
+                    trouble.clone_from(&task.error);
+                    if let (Some(trouble), TaskStatus::Running) = (&trouble, task.status) {
+                        eprintln!("{}", clean(trouble));
+                    }
+                }
                 if idle && task.status == TaskStatus::Running {
                     sleep(NEXT_LOOK).await;
                 }

@@ -143,6 +143,9 @@ pub(crate) fn in_words(task: &Task) -> String {
             format!("cancelled by {}", clean(task.ended_by.as_deref().unwrap_or("an operator")))
         }
         TaskStatus::Failed => format!("failed: {}", clean(task.error.as_deref().unwrap_or_default())),
+        TaskStatus::Running if task.error.is_some() => {
+            format!("running, in trouble: {}", clean(task.error.as_deref().unwrap_or_default()))
+        }
         status => status.as_str().to_owned(),
     };
     let of =
