@@ -34,7 +34,7 @@ const LEASE: Duration = Duration::from_mins(2);
 /// How often the lease is renewed.
 const RENEW_EVERY: Duration = Duration::from_secs(10);
 
-/// How often a conversation is tried that cannot be compared now.
+/// How often a conversation is tried that cannot be compared now, or mended as one of many.
 const TRIES: u32 = 4;
 
 /// When an errand is tried again that could not be done now.
@@ -75,12 +75,12 @@ pub(crate) struct Errands {
     tries: Tries,
 }
 
-/// Which conversation of which task could not be compared, and how often in a row.
+/// Which conversation of which task could not be compared or mended, and how often in a row.
 #[derive(Debug, Default)]
 struct Tries(Mutex<Option<((TaskId, ConversationId), u32)>>);
 
 impl Tries {
-    /// Counts one more. With a number, that was the last: it is left, and those behind it are compared.
+    /// Counts one more. With a number, that was the last: it is left, for those behind it.
     fn failed(&self, task_id: TaskId, conversation_id: ConversationId) -> Option<u32> {
         let mut tries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let this = (task_id, conversation_id);
@@ -190,15 +190,24 @@ impl Errands {
         }
     }
 
+    /// Mends a conversation. Of a task that was asked for one, all is told, and it is tried until it is done or refused; of
+    /// one for many, what could not be mended is: the others want to be mended too.
     async fn repair(&self, task: &Task, conversation_id: ConversationId, lease: &Lease) -> Ended {
+        let of_many = task.conversation_id.is_none();
         match self.repairer.repair(task, conversation_id, lease).await {
+            Ok(_) if of_many => Ended::Through(Progress { done: 1, ..Progress::default() }),
             Ok(words) => {
                 let findings: Vec<Value> = vec![json!({"conversation_id": conversation_id, "words": words})];
                 Ended::Through(Progress { done: 1, findings, ..Progress::default() })
             }
             Err(RepairError::Lost) => Ended::Lost,
-            Err(RepairError::NotNow(why)) => Ended::Again(why),
+            Err(RepairError::Refused(why)) if of_many => unmended(conversation_id, "refused", &why),
             Err(RepairError::Refused(why)) => Ended::Refused(why),
+            Err(RepairError::NotNow(why)) if of_many => match self.tries.failed(task.task_id, conversation_id) {
+                None => Ended::Again(why),
+                Some(n) => unmended(conversation_id, "not_now", &format!("tried {n} times: {why}")),
+            },
+            Err(RepairError::NotNow(why)) => Ended::Again(why),
         }
     }
 
@@ -210,7 +219,8 @@ impl Errands {
             Ended::Through(progress) => tasks::note(&mut tx, owner, task_id, Some(conversation_id), &progress).await?,
             Ended::Again(why) => {
                 tracing::warn!(task.id = %task_id, conversation.id = %conversation_id, error = why, "an errand is tried again");
-                tasks::hand_back(&mut tx, owner, task_id, AGAIN_IN).await?;
+                let trouble = format!("conversation {conversation_id}: {why}; it is tried again");
+                tasks::hand_back(&mut tx, owner, task_id, AGAIN_IN, &trouble).await?;
                 false
             }
             Ended::Refused(why) => {
@@ -237,6 +247,12 @@ fn unreadable(conversation_id: ConversationId, words: &str) -> Ended {
     });
     let counts = [(FindingKind::Unreadable, 1)].into();
     Ended::Through(Progress { done: 0, refused: 1, findings: vec![finding], counts })
+}
+
+/// A conversation that is left without having been mended.
+fn unmended(conversation_id: ConversationId, reason: &str, words: &str) -> Ended {
+    let finding = json!({"reason": reason, "conversation_id": conversation_id, "words": words});
+    Ended::Through(Progress { refused: 1, findings: vec![finding], ..Progress::default() })
 }
 
 /// Whether a refusal passes by itself.

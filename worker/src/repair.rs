@@ -134,11 +134,13 @@ impl Repairer {
         let mut tx = self.pool.begin().await?;
         let done = compared::reinvite(&mut tx, task, conversation_id, &absent).await?;
         tx.commit().await?;
-        Ok(format!(
-            "{} dead invitations came back, {} members who were not in the room are invited; what becomes of that is shown \
-             with the conversation",
-            done.back, done.invited
-        ))
+        let back =
+            if done.back == 1 { "1 dead invitation".to_owned() } else { format!("{} dead invitations", done.back) };
+        let invited = match done.invited {
+            1 => "1 member who was not in the room is invited".to_owned(),
+            n => format!("{n} members who were not in the room are invited"),
+        };
+        Ok(format!("{back} came back, {invited}; what becomes of that is shown with the conversation"))
     }
 
     async fn adopt_alias(&self, task: &Task, conversation_id: ConversationId) -> Result<String, RepairError> {

@@ -59,6 +59,7 @@ pub const ROUTES: &[Route] = &[
     read("/admin/tasks/{id}", || get(tasks::show)),
     act("/admin/tasks/{id}/cancel", || post(tasks::cancel)),
     act("/admin/verify", || post(tasks::verify)),
+    act("/admin/repair", || post(tasks::repair_all)),
     read("/admin/conversations/{id}/timeline", || get(timelines::conversation)),
     act("/admin/conversations/{id}/repair", || post(tasks::repair)),
     read("/admin/pauses", || get(pauses::list)),

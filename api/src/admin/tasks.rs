@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use shared::{
     idempotency::{self, Entry},
     ids::{ConversationId, TaskId},
-    outbox::{self, DeadFilter, Repair},
+    outbox::{self, Ailment, Counted, DeadFilter, Repair},
     tasks::{self, AsOf, Task},
 };
 use sqlx::PgConnection;
@@ -91,6 +91,8 @@ pub(crate) enum Work<'a> {
     Verify { conversation_id: Option<ConversationId>, repair: bool },
     /// Mends a conversation on Matrix.
     Repair { conversation_id: ConversationId, repair: Repair },
+    /// Mends all that suffer from this.
+    RepairAll { of: Ailment<'a> },
 }
 
 impl Work<'_> {
@@ -99,6 +101,7 @@ impl Work<'_> {
             Self::Requeue { .. } => "POST /admin/outbox/requeue",
             Self::Verify { .. } => "POST /admin/verify",
             Self::Repair { .. } => "POST /admin/conversations/{id}/repair",
+            Self::RepairAll { .. } => "POST /admin/repair",
         }
     }
 
@@ -121,7 +124,11 @@ impl Work<'_> {
             }
             Self::Repair { conversation_id, repair } => {
                 known_conversation(conn, conversation_id).await?;
-                tasks::start_repair(conn, by, conversation_id, repair, json!({}), reason).await?
+                tasks::start_repair(conn, by, conversation_id, repair, reason).await?
+            }
+            Self::RepairAll { of } => {
+                checked_ailment(of)?;
+                tasks::start_repairs(conn, by, of, reason).await?
             }
         })
     }
@@ -205,9 +212,18 @@ pub(super) struct RequeueMany {
 
 /// Refuses a filter that makes no sense, by its field.
 pub(crate) fn checked_filter(filter: &DeadFilter) -> Result<(), ApiError> {
-    let Some(problem) = filter.problem() else { return Ok(()) };
+    filter.problem().map_or(Ok(()), |problem| Err(by_field(problem)))
+}
+
+/// Refuses an ailment that makes no sense, by its field.
+pub(crate) fn checked_ailment(of: Ailment<'_>) -> Result<(), ApiError> {
+    of.problem().map_or(Ok(()), |problem| Err(by_field(problem)))
+}
+
+/// Of a problem that names its field first.
+fn by_field(problem: &str) -> ApiError {
     let (field, reason) = problem.split_once(": ").unwrap_or(("filter", problem));
-    Err(ApiError::invalid(field, reason))
+    ApiError::invalid(field, reason)
 }
 
 /// Refuses a rate that nobody means.
@@ -296,4 +312,45 @@ pub(super) async fn repair(
     let work = Work::Repair { conversation_id: id, repair: body.repair };
     let key = key.as_deref().map(|key| (key, json!({"conversation_id": id, "body": body})));
     Ok(accepted(&begin_under(&state, &operator, work, Some(reason), key).await?))
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewRepairs {
+    repair: Repair,
+    #[serde(default)]
+    errcode: Option<String>,
+    #[serde(default)]
+    dry_run: bool,
+    #[serde(default)]
+    reason: Option<String>,
+}
+
+/// How many conversations a repair of all would be of.
+#[derive(Debug, Serialize)]
+struct Repairs {
+    conversations: Counted,
+}
+
+/// How many conversations suffer from something.
+pub(crate) async fn count_ailing(state: &State, of: Ailment<'_>) -> Result<Counted, ApiError> {
+    checked_ailment(of)?;
+    let mut tx = state.pool.begin().await?;
+    Ok(outbox::count_ailing(&mut tx, of).await?)
+}
+
+pub(super) async fn repair_all(
+    Extract(state): AppState,
+    operator: Operator,
+    IdempotencyKey(key): IdempotencyKey,
+    JsonBody(body): JsonBody<NewRepairs>,
+) -> Result<Response, ApiError> {
+    let of = Ailment { repair: body.repair, errcode: body.errcode.as_deref() };
+    if body.dry_run {
+        checked_reason(body.reason.as_deref())?;
+        return Ok(Json(Repairs { conversations: count_ailing(&state, of).await? }).into_response());
+    }
+    let reason = acts::required_reason(body.reason.as_deref().unwrap_or_default())?;
+    let key = key.as_deref().map(|key| (key, json!(body)));
+    Ok(accepted(&begin_under(&state, &operator, Work::RepairAll { of }, Some(reason), key).await?))
 }

@@ -6,7 +6,7 @@ use shared::outbox::{self, DeadGroup};
 use super::{
     fields::query,
     html::{self, Markup},
-    lists,
+    lists, repairs,
     sections::Sections,
     session::Session,
     table::Table,
@@ -49,9 +49,8 @@ pub(super) fn table(caption: &str, session: &Session, groups: &[DeadGroup]) -> T
         let mut actions = vec![html::word_link(&look, "Look").to_string()];
         if session.operator.may_operate {
             actions.push(html::word_link(&query("/console/requeue", pairs), "Requeue…").to_string());
-            if group.repair.is_some() {
-                // What is repaired is a conversation: each has its button.
-                actions.push(html::word_link(&look, "Repair…").to_string());
+            if let Some(repair) = group.repair {
+                actions.push(repairs::link_to_all(repair, group.errcode.as_deref(), "Repair…").to_string());
             }
         }
         table.row(

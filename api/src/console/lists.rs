@@ -76,7 +76,11 @@ pub(super) async fn page(Extract(state): AppState, session: Session, mut params:
     let list = match which {
         "live" => live(&mut tx, params, &filters).await?,
         "delivered" => delivered(&mut tx, params, &filters).await?,
-        "held" => held(&mut tx, params, &filters, &session).await?,
+        "held" => {
+            let (table, repairs) = held(&mut tx, params, &filters, &session).await?;
+            actions.extend(repairs);
+            table
+        }
         "paused" => paused(&mut tx, params, &filters, &session).await?,
         _ => {
             let (table, chosen) = dead(&mut tx, params, &filters, &session).await?;
@@ -222,14 +226,16 @@ async fn held(
     mut params: Params,
     filters: &Filters,
     session: &Session,
-) -> Result<Table, ApiError> {
+) -> Result<(Table, Vec<Markup>), ApiError> {
     let conversation_id = params.id("conversation_id");
     let after: Option<LaneCursor> = params.cursor();
     params.finish()?;
     let after = after.map(|LaneCursor(conversation_id, lane_id)| (conversation_id, lane_id));
     let lanes = outbox::held_lanes(conn, conversation_id, after, ROWS + 1).await?;
     let page = Page::of(lanes, ROWS, |lane| LaneCursor(lane.conversation_id, lane.lane_id).to_string());
-    Ok(held_table("Held lanes", session, &page.items).more(page.next_cursor.map(|cursor| filters.next(&cursor))))
+    let table = held_table("Held lanes", session, &page.items);
+    let of_all = repairs::links_to_all(session, &page.items);
+    Ok((table.more(page.next_cursor.map(|cursor| filters.next(&cursor))), of_all))
 }
 
 /// Held lanes, each with the way to let it go on.

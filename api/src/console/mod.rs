@@ -92,6 +92,8 @@ pub const PAGES: &[Page] = &[
     look("/console/conversations/{id}", || get(conversation::page)),
     ask("/console/conversations/{id}/repair", || get(repairs::ask)),
     act("/console/conversations/{id}/repair", || post(repairs::repair)),
+    ask("/console/repair", || get(repairs::ask_all)),
+    act("/console/repair", || post(repairs::repair_all)),
     ask("/console/requeue", || get(bulk::ask)),
     act("/console/requeue", || post(bulk::start)),
     look("/console/tasks", || get(tasks::list)),

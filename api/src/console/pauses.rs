@@ -15,6 +15,7 @@ use super::{
     guard::Form,
     html::{self, Markup, Tone},
     lists::{self, FEW},
+    repairs,
     sections::Sections,
     session::Session,
     table::Table,
@@ -51,6 +52,9 @@ pub(super) async fn page(Extract(state): AppState, session: Session, mut params:
             .action(html::word_link("/console/resume?scope=held", "Resume all held lanes…"));
     }
     let held_shown = &held[..held.len().min(few)];
+    for link in repairs::links_to_all(&session, held_shown) {
+        page = page.action(link);
+    }
     let paused_shown = &timed[..timed.len().min(few)];
     Ok(page
         .section(pauses_table(&session, &pauses).markup())

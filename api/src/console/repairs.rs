@@ -4,10 +4,14 @@ use axum::{
     extract::State as Extract,
     response::{IntoResponse as _, Redirect, Response},
 };
-use shared::{ids::ConversationId, outbox::Repair};
+use shared::{
+    ids::ConversationId,
+    outbox::{Ailment, HeldLane, Repair},
+};
 
 use super::{
     confirm::Confirm,
+    fields::query,
     guard::Form,
     html::{self, Markup},
     session::Session,
@@ -70,6 +74,20 @@ pub(super) fn button(session: &Session, conversation_id: ConversationId, repair:
     ))
 }
 
+/// The way to the repair of all conversations that need it.
+pub(super) fn link_to_all(repair: Repair, errcode: Option<&str>, words: &str) -> Markup {
+    let pairs = [("repair", Some(repair.as_str())), ("errcode", errcode)];
+    let pairs = pairs.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    html::word_link(&query("/console/repair", pairs), words)
+}
+
+/// Where several lanes are held for what a repair mends: the ways to mend them all. None for who may only look.
+pub(super) fn links_to_all(session: &Session, lanes: &[HeldLane]) -> Vec<Markup> {
+    let lanes_of = |repair| lanes.iter().filter(|lane| lane.repair == Some(repair)).count();
+    let many = Repair::ALL.into_iter().filter(|&repair| session.operator.may_operate && lanes_of(repair) > 1);
+    many.map(|repair| link_to_all(repair, None, &format!("{}, all of them…", label(repair)))).collect()
+}
+
 fn repair_of(params: &mut Params) -> Result<Repair, ApiError> {
     let name = params.one_of("repair", &NAMES);
     let repair = Repair::ALL.into_iter().find(|repair| Some(repair.as_str()) == name);
@@ -103,6 +121,55 @@ pub(super) async fn repair(
     let reason = params.reason("reason", true);
     params.finish()?;
     let work = Work::Repair { conversation_id: id, repair };
+    let task = tasks::begin(&state, &operator, work, reason.as_deref()).await?;
+    Ok(Redirect::to(&format!("/console/tasks/{}?done=started", task.task_id)).into_response())
+}
+
+pub(super) async fn ask_all(
+    Extract(state): AppState,
+    session: Session,
+    mut params: Params,
+) -> Result<Response, ApiError> {
+    let (repair, errcode) = (repair_of(&mut params)?, params.text("errcode"));
+    params.finish()?;
+    let of = Ailment { repair, errcode: errcode.as_deref() };
+    let conversations = tasks::count_ailing(&state, of).await?;
+    let one = conversations.count == 1 && !conversations.more;
+    let suffer = match (repair, of.errcode) {
+        (Repair::Reinvite, Some(code)) => format!("invitations that died of {code}"),
+        (Repair::Reinvite, None) => "invitations that died because they were refused".to_owned(),
+        (Repair::Rejoin, _) => "a lane that is held because the service account is not in the room".to_owned(),
+        (Repair::AdoptAlias, _) => {
+            "a lane that is held because somebody else's room has the conversation's alias".to_owned()
+        }
+    };
+    let (noun, have) = if one { ("conversation", "has") } else { ("conversations", "have") };
+    let mut page = Confirm::new(&session, "operations", format!("{}, all of them", label(repair)))
+        .says(format!("{conversations} {noun} {have} {suffer}."))
+        .says(in_words(repair))
+        .says(
+            "It becomes a task, of the conversations that need it when it begins; its page says which could not be \
+             repaired, and why.",
+        )
+        .sends("/console/repair", "Repair all of these")
+        .with("repair", repair.as_str())
+        .must_say_why()
+        .back_to(if repair == Repair::Reinvite { "/console/dead" } else { "/console/operations?state=held" });
+    if let Some(code) = of.errcode {
+        page = page.with("errcode", code);
+    }
+    Ok(page.page())
+}
+
+pub(super) async fn repair_all(
+    Extract(state): AppState,
+    operator: Operator,
+    Form(mut params): Form,
+) -> Result<Response, ApiError> {
+    let (repair, errcode) = (repair_of(&mut params)?, params.text("errcode"));
+    let reason = params.reason("reason", true);
+    params.finish()?;
+    let work = Work::RepairAll { of: Ailment { repair, errcode: errcode.as_deref() } };
     let task = tasks::begin(&state, &operator, work, reason.as_deref()).await?;
     Ok(Redirect::to(&format!("/console/tasks/{}?done=started", task.task_id)).into_response())
 }

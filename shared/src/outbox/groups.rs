@@ -47,6 +47,20 @@ pub(super) struct Keys {
     pub(super) kinds: Vec<String>,
 }
 
+impl Keys {
+    /// Leaves out the groups that `keep` (of cause, code and kind) says no to.
+    pub(super) fn retain(&mut self, keep: impl Fn(&str, &str, &str) -> bool) {
+        let all = std::mem::take(self);
+        for ((cause, errcode), kind) in all.causes.into_iter().zip(all.errcodes).zip(all.kinds) {
+            if keep(&cause, &errcode, &kind) {
+                self.causes.push(cause);
+                self.errcodes.push(errcode);
+                self.kinds.push(kind);
+            }
+        }
+    }
+}
+
 /// The groups that a filter names, all or so many.
 pub(super) async fn keys(conn: &mut PgConnection, filter: &DeadFilter, most: Option<i64>) -> Result<Keys, sqlx::Error> {
     let rows = sqlx::query!(

@@ -45,6 +45,7 @@ use crate::{
     ids::{ConversationId, LaneId},
 };
 
+mod ailing;
 mod bulk;
 mod claim;
 mod complete;
@@ -75,6 +76,7 @@ mod timeline;
 mod view;
 mod words;
 
+pub use ailing::{Ailment, ailing, count_ailing};
 pub use bulk::RefusedCount;
 pub(crate) use bulk::{judge, requeue_of, write_parts};
 pub use claim::{

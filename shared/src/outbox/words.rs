@@ -45,13 +45,26 @@ impl Repair {
     }
 }
 
-/// The repair for what holds a lane, if there is one. A hold may tell of several things: the first that can be repaired
-/// counts.
-pub fn repair_of_hold(hold: &str) -> Option<Repair> {
-    if [HOLD_NEVER_IN_ROOM, HOLD_NOT_IN_ROOM, HOLD_NOT_IN_REPLACEMENT].iter().any(|reason| hold.contains(reason)) {
-        return Some(Repair::Rejoin);
+/// What holds say that a rejoin mends.
+const HOLDS_OUTSIDE: [&str; 3] = [HOLD_NEVER_IN_ROOM, HOLD_NOT_IN_ROOM, HOLD_NOT_IN_REPLACEMENT];
+
+/// What holds say that are for this repair, one of it at least; and what none of them says.
+pub(super) const fn holds_of(repair: Repair) -> (&'static [&'static str], &'static [&'static str]) {
+    match repair {
+        Repair::Rejoin => (&HOLDS_OUTSIDE, &[]),
+        Repair::AdoptAlias => (&[HOLD_ALIAS_NOT_OURS], &HOLDS_OUTSIDE),
+        Repair::Reinvite => (&[], &[]),
     }
-    hold.contains(HOLD_ALIAS_NOT_OURS).then_some(Repair::AdoptAlias)
+}
+
+/// The repair for what holds a lane, if there is one. A hold may tell of several things: that the service account is
+/// outside counts first.
+pub fn repair_of_hold(hold: &str) -> Option<Repair> {
+    let says_one_of = |words: &[&str]| words.iter().any(|words| hold.contains(words));
+    Repair::ALL.into_iter().find(|&repair| {
+        let (says, but_not) = holds_of(repair);
+        says_one_of(says) && !says_one_of(but_not)
+    })
 }
 
 /// The repair for a dead letter, or for what holds its lane.

@@ -11,11 +11,12 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use crate::{
     audit::{self, Act, Verb},
     ids::{ConversationId, TaskId, WorkerId},
-    outbox::Repair,
+    outbox::{self, Ailment, Repair},
     verify::FindingKind,
 };
 
@@ -37,7 +38,7 @@ pub enum TaskKind {
     Requeue,
     /// Compares conversations with their rooms.
     Verify,
-    /// Mends a conversation on Matrix.
+    /// Mends conversations on Matrix.
     Repair,
 }
 
@@ -281,41 +282,60 @@ pub async fn start_verify(
     Ok(task)
 }
 
-/// Begins to mend a conversation on Matrix. `repair` names what is to be done, `arguments` (an object) what it needs
-/// beside. With its row in the trail.
+/// Begins to mend a conversation on Matrix. With its row in the trail.
 pub async fn start_repair(
     conn: &mut PgConnection,
     by: &str,
     conversation_id: ConversationId,
     repair: Repair,
-    mut arguments: Value,
     reason: Option<&str>,
 ) -> Result<Task, sqlx::Error> {
-    if !arguments.is_object() {
-        arguments = json!({});
-    }
-    arguments["repair"] = json!(repair);
+    let arguments = Ailment { repair, errcode: None }.arguments();
+    begin_repair(conn, by, Some(conversation_id), arguments, &[conversation_id], reason).await
+}
+
+/// Begins to mend every conversation that suffers from this now. One that cannot be mended keeps the others from nothing.
+/// With its row in the trail. In a transaction.
+pub async fn start_repairs(
+    conn: &mut PgConnection,
+    by: &str,
+    of: Ailment<'_>,
+    reason: Option<&str>,
+) -> Result<Task, sqlx::Error> {
+    let ailing = outbox::ailing(conn, of).await?;
+    begin_repair(conn, by, None, of.arguments(), &ailing, reason).await
+}
+
+async fn begin_repair(
+    conn: &mut PgConnection,
+    by: &str,
+    conversation_id: Option<ConversationId>,
+    arguments: Value,
+    conversations: &[ConversationId],
+    reason: Option<&str>,
+) -> Result<Task, sqlx::Error> {
     let task_id = TaskId::generate();
     let new = NewTask {
         task_id,
         kind: TaskKind::Repair,
         arguments: &arguments,
         as_of: None,
-        conversation_id: Some(conversation_id),
+        conversation_id,
         rate: None,
         by,
         reason,
     };
     insert(conn, &new).await?;
+    let conversations: Vec<Uuid> = conversations.iter().map(|id| id.as_uuid()).collect();
     sqlx::query!(
-        "insert into operator_task_parts (task_id, conversation_id, expected) values ($1, $2, 1)",
+        "insert into operator_task_parts (task_id, conversation_id, expected) select $1, unnest($2::uuid[]), 1",
         task_id.as_uuid(),
-        conversation_id.as_uuid(),
+        &conversations,
     )
     .execute(&mut *conn)
     .await?;
     let task = expect(conn, task_id).await?;
-    record(conn, &task, Verb::Repair, "conversation", Some(conversation_id), arguments, 0).await?;
+    record(conn, &task, Verb::Repair, scope(conversation_id), conversation_id, arguments, 0).await?;
     Ok(task)
 }
 
@@ -455,22 +475,25 @@ pub async fn renew(
     Ok(renewed == 1)
 }
 
-/// Gives a leased task back, to be gone on with after a while by whoever comes first.
+/// Gives a leased task back, to be gone on with after a while by whoever comes first. `trouble` is why it does not get on,
+/// until it does: for people, and never content.
 pub async fn hand_back(
     conn: &mut PgConnection,
     owner: WorkerId,
     task_id: TaskId,
     due_in: Duration,
+    trouble: &str,
 ) -> Result<(), sqlx::Error> {
     sqlx::query!(
         r#"
         update operator_tasks
-        set owner = null, leased_until = null, due_at = outbox_now() + $3 * interval '1 second'
+        set owner = null, leased_until = null, due_at = outbox_now() + $3 * interval '1 second', error = $4
         where task_id = $1 and owner = $2 and status = 'running'
         "#,
         task_id.as_uuid(),
         owner.as_uuid(),
         due_in.as_secs_f64(),
+        trouble,
     )
     .execute(conn)
     .await?;
@@ -521,6 +544,7 @@ pub async fn note(
         update operator_tasks
         set done = done + $3,
             refused = refused + $4,
+            error = null,
             -- A row that is not written again is the cheapest: most conversations have nothing to find.
             findings = case
                 when jsonb_array_length($5) = 0 or jsonb_array_length(findings) >= $6 then findings

@@ -8,13 +8,17 @@ use std::{
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use shared::testing::{
-    eventually,
-    homeserver::FakeHomeserver,
-    ledger::Asked,
-    matrix_client::MatrixClient,
-    nova::{Environment, Front, NovaUser, program_path},
-    traffic::{Traffic, drained},
+use shared::{
+    outbox::{Ailment, Repair},
+    tasks,
+    testing::{
+        eventually,
+        homeserver::FakeHomeserver,
+        ledger::Asked,
+        matrix_client::MatrixClient,
+        nova::{Environment, Front, NovaUser, program_path},
+        traffic::{Traffic, drained},
+    },
 };
 use uuid::Uuid;
 
@@ -107,10 +111,14 @@ impl Scene {
 /// Grace may do whatever the account may, and is in the room.
 async fn empowered(home: &Home, scene: &Scene, room: &str) -> MatrixClient {
     let grace = home.member(&scene.grace).await;
+    empower(home, &grace, room).await;
+    grace
+}
+
+async fn empower(home: &Home, grace: &MatrixClient, room: &str) {
     grace.join(room).await.unwrap();
     let power = json!({"users": {grace.user_id(): 100}});
     home.account.put_state(room, "m.room.power_levels", "", &power).await.unwrap();
-    grace
 }
 
 fn matrix_id(home: &Home, user: &NovaUser) -> String {
@@ -363,6 +371,113 @@ async fn a_room_that_we_are_not_in_is_rejoined_once_we_are_invited_and_until_the
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_repair_of_all_mends_each_that_can_be_mended_and_says_what_to_do_about_the_others() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let scene = Scene::new(&home).await;
+    let _worker = scene.worker().await;
+    let (code, out) = type_in(&scene, &["repair", "--all", "rejoin", "--dry-run"]).await;
+    assert!(code == 1 && out.starts_with("0 conversations"), "{out}");
+    let grace = home.member(&scene.grace).await;
+    let mut outside = Vec::new();
+    for _ in 0..3 {
+        let (conversation, room) = scene.begun().await;
+        empower(&home, &grace, &room).await;
+        home.account.leave(&room).await.unwrap();
+        let waiting = id(&scene.ada.post(&conversation, "waits").await.expect(201));
+        held(&scene, &conversation).await;
+        outside.push((conversation, room, waiting));
+    }
+    let (well, _) = scene.begun().await;
+    let (code, out) = type_in(&scene, &["list", "--state", "held"]).await;
+    assert!(code == 0 && out.contains("Of all conversations: outboxctl repair --all rejoin"), "{out}");
+    let (code, out) = type_in(&scene, &["repair", "--all", "rejoin", "--dry-run"]).await;
+    assert!(code == 0 && out.starts_with("3 conversations would be repaired"), "{out}");
+    let (code, out) = type_in(&scene, &["repair", "--all", "rejoin", "--dry-run", "--json"]).await;
+    let counted: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, counted), (0, json!({"conversations": {"count": 3, "more": false}})));
+    assert_eq!(scene.database.count("select count(*) from operator_tasks").await, 0, "a dry run begins nothing");
+
+    let (first, rest) = outside.split_first().unwrap();
+    for (_, room, _) in rest {
+        grace.invite(room, home.account.user_id()).await.unwrap();
+    }
+    let (code, out) = type_in(&scene, &["repair", "--all", "rejoin", "--reason", "a test"]).await;
+    assert_eq!(code, 1, "{out}");
+    let told: Vec<&str> = out.lines().collect();
+    assert!(told[1].starts_with(&first.0) && told[1].contains("invite it there"), "{out}");
+    assert_eq!(told[2..], ["2 conversations repaired", "1 conversation could not be repaired"], "{out}");
+    for (_, room, waiting) in rest {
+        scene.ada.delivered(waiting).await;
+        assert_eq!(shape(&fake.timeline(room)), ["begun", "waits"]);
+    }
+
+    let (_, room, waiting) = first;
+    grace.invite(room, home.account.user_id()).await.unwrap();
+    let (code, out) = type_in(&scene, &["repair", "--all", "rejoin", "--reason", "a test"]).await;
+    assert_eq!((code, out.trim()), (0, "1 conversation repaired"));
+    scene.ada.delivered(waiting).await;
+    let (code, out) = type_in(&scene, &["repair", "--all", "rejoin", "--reason", "a test"]).await;
+    assert_eq!((code, out.trim()), (1, "no conversation needs that: nothing was changed"));
+    let done = "select count(*) from audit_log where verb = 'repair' and scope = 'task' and reason = 'a test'";
+    assert_eq!(scene.database.count(done).await, 3, "each stands in the trail");
+    let acts: i64 = sqlx::query_scalar("select count(*) from audit_log where conversation_id = $1::uuid")
+        .bind(&well)
+        .fetch_one(&scene.database.pool)
+        .await
+        .unwrap();
+    assert_eq!(acts, 0, "who suffers from nothing is left alone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_that_nobody_answers_says_why_it_waits_and_of_many_it_goes_on_with_the_next() {
+    let fake = FakeHomeserver::start().await;
+    let home = Home::of(&fake).await;
+    let scene = Scene::new(&home).await;
+    let _worker = scene.worker_with(&[("OUTBOX_HTTP_TIMEOUT", "1s"), ("OUTBOX_BACKOFF", "50ms")]).await;
+    let grace = home.member(&scene.grace).await;
+    let mut outside = Vec::new();
+    for _ in 0..2 {
+        let (conversation, room) = scene.begun().await;
+        empower(&home, &grace, &room).await;
+        home.account.leave(&room).await.unwrap();
+        let waiting = id(&scene.ada.post(&conversation, "waits").await.expect(201));
+        held(&scene, &conversation).await;
+        grace.invite(&room, home.account.user_id()).await.unwrap();
+        outside.push((conversation, room, waiting));
+    }
+    outside.sort();
+    let (first, second) = (&outside[0], &outside[1]);
+    fake.on_any().room(&first.1).fail(500).always();
+    let mut tx = scene.database.pool.begin().await.unwrap();
+    let all = Ailment { repair: Repair::Rejoin, errcode: None };
+    let task = tasks::start_repairs(&mut tx, "ada", all, Some("a test")).await.unwrap().task_id.to_string();
+    tx.commit().await.unwrap();
+    for tried in 1..4 {
+        eventually("it is told why it waits", || async {
+            let told =
+                "select count(*) from operator_tasks where error like '%it is tried again' and leased_until is null
+                and due_at > outbox_now()";
+            (scene.database.count(told).await == 1).then_some(())
+        })
+        .await;
+        assert_eq!(scene.database.count("select refused from operator_tasks").await, 0, "tried {tried} times");
+        scene.later().await;
+    }
+    scene.ada.delivered(&second.2).await;
+    eventually("the task has ended", || async {
+        let ended =
+            "select count(*) from operator_tasks where status = 'done' and done = 1 and refused = 1 and error is null";
+        (scene.database.count(ended).await == 1).then_some(())
+    })
+    .await;
+    let (_, out) = type_in(&scene, &["tasks", &task, "--json"]).await;
+    let task: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(task["findings"][0]["conversation_id"], json!(first.0), "{task}");
+    assert_eq!(task["findings"][0]["reason"], "not_now", "{task}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_repair_ends_no_pause_of_an_operators() {
     let fake = FakeHomeserver::start().await;
     let home = Home::of(&fake).await;
@@ -449,7 +564,7 @@ async fn a_dead_invitation_is_sent_again_once_what_was_wrong_is_mended() {
     home.account.unban(&room, &matrix_id(&home, &bob)).await.unwrap();
     home.account.kick(&room, &matrix_id(&home, &scene.grace)).await.unwrap();
     let (code, out) = repair(&scene, &conversation, "reinvite").await;
-    assert!(code == 0 && out.starts_with("1 dead invitations came back, 1 members"), "{out}");
+    assert!(code == 0 && out.starts_with("1 dead invitation came back, 1 member who was not"), "{out}");
     scene.drained().await;
     assert_eq!(scene.database.count("select count(*) from dead_letters").await, 0);
     for user in [&bob, &scene.grace] {

@@ -259,3 +259,35 @@ async fn a_task_is_begun_once_under_its_key_and_ends_when_it_is_cancelled() {
     let all = scene.operator.call("POST", "/admin/verify", Some(&json!({"reason": "why"}))).await.expect(202);
     assert_eq!((&all["kind"], &all["status"]), (&json!("verify"), &json!("done")), "no conversation has a room yet");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_of_all_is_counted_first_then_a_task_and_refused_by_field() {
+    let scene = Scene::new().await;
+    scene.write().await;
+    scene.held(shared::outbox::HOLD_NOT_IN_ROOM).await;
+    let ask = async |body: &Value| scene.operator.call("POST", "/admin/repair", Some(body)).await;
+    for (body, field) in [
+        (json!({"reason": "why"}), "repair"),
+        (json!({"repair": "restart", "reason": "why"}), "repair"),
+        (json!({"repair": "rejoin"}), "reason"),
+        (json!({"repair": "rejoin", "reason": " "}), "reason"),
+        (json!({"repair": "rejoin", "errcode": "M_FORBIDDEN", "reason": "why"}), "errcode"),
+        (json!({"repair": "rejoin", "errcode": "M_FORBIDDEN", "dry_run": true}), "errcode"),
+    ] {
+        let answer = ask(&body).await;
+        assert_eq!((answer.status, answer.code()), (422, "invalid"), "{body}: {}", answer.body);
+        assert!(answer.body.to_string().contains(field), "{body}: {}", answer.body);
+    }
+    let counted = ask(&json!({"repair": "rejoin", "dry_run": true})).await.expect(200);
+    assert_eq!(counted, json!({"conversations": {"count": 1, "more": false}}));
+    assert!(scene.trail().await.is_empty(), "nothing was begun");
+    let body = json!({"repair": "rejoin", "reason": "invited again"});
+    let key = [("Idempotency-Key", "once")];
+    let first = scene.operator.call_with("POST", "/admin/repair", &key, Some(&body)).await.expect(202);
+    let again = scene.operator.call_with("POST", "/admin/repair", &key, Some(&body)).await.expect(202);
+    assert_eq!((&first["task_id"], &first["expected"]), (&again["task_id"], &json!(1)));
+    let nothing = ask(&json!({"repair": "reinvite", "reason": "why"})).await.expect(202);
+    assert_eq!((&nothing["expected"], &nothing["status"]), (&json!(0), &json!("done")));
+    let acts: Vec<_> = scene.trail().await.iter().map(|act| (act["verb"].clone(), act["scope"].clone())).collect();
+    assert_eq!(acts, [(json!("repair"), json!("all")), (json!("repair"), json!("all"))]);
+}

@@ -104,6 +104,7 @@ fn asked(path: &str, id: &str) -> Value {
         "/admin/outbox/discard" => json!({"ids": [id], "reason": "why"}),
         "/admin/outbox/{id}/complete" => json!({"event_id": "$event", "reason": "why"}),
         "/admin/conversations/{id}/repair" => json!({"repair": "rejoin", "reason": "why"}),
+        "/admin/repair" => json!({"repair": "reinvite", "errcode": "M_FORBIDDEN", "reason": "why"}),
         "/admin/pauses" => json!({"scope": "all", "reason": "why"}),
         "/admin/resume" => json!({"scope": "all"}),
         _ => json!({"reason": "why"}),

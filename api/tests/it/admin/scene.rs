@@ -132,10 +132,28 @@ impl Scene {
         .unwrap();
     }
 
+    /// An invitation that died of a code.
+    pub(crate) async fn dead_invitation(&self, errcode: &str) {
+        let (_, outbox_id) = self.dead(errcode).await;
+        let invites = "update dead_letters set kind = 'invite' where outbox_id = $1";
+        sqlx::query(invites).bind(outbox_id).execute(&self.database.pool).await.unwrap();
+    }
+
     /// Holds the conversation's chat, as a worker does whose room does not take our messages.
     pub(crate) async fn held(&self, reason: &str) {
+        self.held_in(&self.conversation, reason).await;
+    }
+
+    /// The same of another conversation.
+    pub(crate) async fn another_held(&self, reason: &str) {
+        let other = self.ada.create_conversation(&[self.grace.user_id]).await;
+        self.ada.post(&other, CANARY).await.expect(201);
+        self.held_in(&other, reason).await;
+    }
+
+    async fn held_in(&self, conversation: &str, reason: &str) {
         let held = "update lanes set hold = $2, due_at = null where conversation_id = $1";
-        let id: Uuid = self.conversation.parse().unwrap();
+        let id: Uuid = conversation.parse().unwrap();
         sqlx::query(held).bind(id).bind(reason).execute(&self.database.pool).await.unwrap();
     }
 

@@ -1,7 +1,8 @@
 //! The pages, and what is done from them.
 
 use api::console::PAGES;
-use shared::testing::nova::NovaUser;
+use serde_json::json;
+use shared::{outbox::HOLD_NOT_IN_ROOM, testing::nova::NovaUser};
 use uuid::Uuid;
 
 use super::browser::{Browser, Page};
@@ -257,7 +258,7 @@ async fn the_dead_are_shown_by_what_they_died_of_with_what_to_do() {
 async fn what_can_be_repaired_is_repaired_with_one_click() {
     let (scene, browser) = scene().await;
     scene.write().await;
-    scene.held(shared::outbox::HOLD_NOT_IN_ROOM).await;
+    scene.held(HOLD_NOT_IN_ROOM).await;
     let page = browser.get("/console/pauses").await.expect(200);
     page.says("Repair: rejoin the room");
     let path = format!("/console/conversations/{}/repair", scene.conversation);
@@ -267,6 +268,44 @@ async fn what_can_be_repaired_is_repaired_with_one_click() {
     let begun = browser.post(&path, &fields).await.expect(303);
     browser.get(begun.location()).await.expect(200).says("rejoin");
     assert_eq!(scene.trail().await[0]["verb"], "repair");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_many_suffer_from_is_repaired_with_one_form_that_says_how_many_they_are() {
+    let (scene, browser) = scene().await;
+    for _ in 0..2 {
+        scene.dead_invitation("M_FORBIDDEN").await;
+    }
+    let page = browser.get("/console/dead").await.expect(200);
+    let path = "/console/repair?repair=reinvite&errcode=M_FORBIDDEN";
+    page.says(&format!("href=\"{}\"", path.replace('&', "&amp;")));
+    let ask = browser.get(path).await.expect(200);
+    ask.says("1 conversation has invitations that died of M_FORBIDDEN");
+    browser.fill_in(&ask, &[]).await.expect(422).says("reason");
+    let begun = browser.fill_in(&ask, &[("reason", "let in again")]).await.expect(303);
+    let page = browser.get(begun.location()).await.expect(200);
+    page.says("0 of 1 done");
+    page.says("M_FORBIDDEN");
+    let act = &scene.trail().await[0];
+    assert_eq!(
+        (&act["verb"], &act["scope"], &act["reason"]),
+        (&json!("repair"), &json!("all"), &json!("let in again"))
+    );
+    browser.get("/console/repair?repair=rejoin&errcode=M_FORBIDDEN").await.expect(422);
+    browser.get("/console/repair?repair=restart").await.expect(422);
+
+    // One held lane has its button; several also have the way to repair them all.
+    scene.write().await;
+    scene.held(HOLD_NOT_IN_ROOM).await;
+    let all = "href=\"/console/repair?repair=rejoin\"";
+    assert!(!browser.get("/console/pauses").await.expect(200).html.contains(all));
+    scene.another_held(HOLD_NOT_IN_ROOM).await;
+    for path in ["/console/pauses", "/console/operations?state=held"] {
+        browser.get(path).await.expect(200).says(all);
+    }
+    let ask = browser.get("/console/repair?repair=rejoin").await.expect(200);
+    ask.says("2 conversations have a lane that is held because the service account is not in the room");
+    ask.says("href=\"/console/operations?state=held\"");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -292,7 +331,7 @@ async fn a_conversation_shows_all_that_happened_in_it() {
     let (scene, browser) = scene().await;
     let (_, operation) = scene.dead("M_TOO_LARGE").await;
     let requeue = format!("/admin/outbox/{operation}/requeue");
-    let why = serde_json::json!({"reason": "the limit was raised"});
+    let why = json!({"reason": "the limit was raised"});
     scene.operator.call("POST", &requeue, Some(&why)).await.expect(200);
     let page = browser.get(&format!("/console/conversations/{}", scene.conversation)).await.expect(200);
     for part in ["id=\"timeline\"", "the limit was raised", "written", "Verify…", "id=\"live\""] {

@@ -1,5 +1,6 @@
 //! The outbox on a real database: each test is a law, and fails without what upholds it.
 #![expect(clippy::expect_used, reason = "a failure here is a failed test")]
+mod ailing;
 mod by_hand;
 mod chance;
 mod cost;

@@ -1,5 +1,7 @@
 //! `outboxctl list`.
 
+use std::collections::BTreeSet;
+
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use shared::{
@@ -12,7 +14,7 @@ use sqlx::PgConnection;
 use crate::{
     Failed,
     filter::FilterArgs,
-    print::{at, at_or_dash, clean, json, or_dash, repair_command, say, table},
+    print::{at, at_or_dash, clean, json, or_dash, repair_all_command, repair_command, say, table},
     session,
     when::span,
 };
@@ -238,7 +240,17 @@ async fn groups(conn: &mut PgConnection, args: &ListArgs) -> Result<(), Failed> 
         })
         .collect();
     say(&table(["count", "cause", "errcode", "kind", "first", "last", "repair", "what to do"], &rows));
+    let repairs = groups.groups.iter().filter_map(|group| Some((group.repair?, group.errcode.as_deref())));
+    say_repairs(repairs);
     Ok(())
+}
+
+/// What repairs all that was listed, each once.
+fn say_repairs<'a>(repairs: impl Iterator<Item = (Repair, Option<&'a str>)>) {
+    let commands: BTreeSet<String> = repairs.map(|(repair, errcode)| repair_all_command(repair, errcode)).collect();
+    for command in commands {
+        say(&format!("Of all conversations: {command}"));
+    }
 }
 
 async fn held(conn: &mut PgConnection, args: &ListArgs) -> Result<(), Failed> {
@@ -256,7 +268,11 @@ async fn held(conn: &mut PgConnection, args: &ListArgs) -> Result<(), Failed> {
             at_or_dash(lane.oldest_at),
             with_repair(&lane.reason, lane.repair, lane.conversation_id),
         ]
-    })
+    })?;
+    if !args.json {
+        say_repairs(page.items.iter().filter_map(|lane| Some((lane.repair?, None))));
+    }
+    Ok(())
 }
 
 async fn paused(conn: &mut PgConnection, args: &ListArgs) -> Result<(), Failed> {

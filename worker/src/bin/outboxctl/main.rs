@@ -10,11 +10,13 @@ mod bulk;
 mod complete;
 mod completion;
 mod discard;
+mod errand;
 mod explain;
 mod filter;
 mod list;
 mod pause;
 mod print;
+mod repair;
 mod requeue;
 mod resume;
 mod session;
@@ -64,8 +66,8 @@ enum Command {
     Resume(resume::ResumeArgs),
     /// Compare conversations with their rooms on Matrix, and repair what differs
     Verify(verify::VerifyArgs),
-    /// Mend a conversation on Matrix: rejoin its room, invite its members again, take the room under its alias
-    Repair(verify::RepairArgs),
+    /// Mend conversations on Matrix: rejoin the room, invite members again, take the room under the alias
+    Repair(repair::RepairArgs),
     /// List what operators did
     Audit(audit::AuditArgs),
     /// Print what a shell needs to complete commands and options
@@ -113,7 +115,7 @@ async fn main() -> ExitCode {
         Command::Pause(args) => pause::pause(&args).await,
         Command::Resume(args) => resume::resume(&args).await,
         Command::Verify(args) => verify::verify(&args).await,
-        Command::Repair(args) => verify::repair(&args).await,
+        Command::Repair(args) => repair::repair(&args).await,
         Command::Audit(args) => audit::audit(&args).await,
         Command::Completion(args) => {
             completion::completion(&args, Cli::command());

@@ -48,6 +48,12 @@ pub(crate) fn repair_command(repair: Repair, conversation_id: ConversationId) ->
     format!("outboxctl repair --conversation {conversation_id} {}", repair.as_str().replace('_', "-"))
 }
 
+/// What is typed for a repair of all conversations that need it, or of those with dead letters of a code.
+pub(crate) fn repair_all_command(repair: Repair, errcode: Option<&str>) -> String {
+    let code = errcode.map_or_else(String::new, |code| format!(" --errcode {}", clean(code)));
+    format!("outboxctl repair --all {}{code}", repair.as_str().replace('_', "-"))
+}
+
 /// A table with aligned columns.
 pub(crate) fn table<const N: usize>(heads: [&str; N], rows: &[[String; N]]) -> String {
     let mut widths = heads.map(|head| head.chars().count());

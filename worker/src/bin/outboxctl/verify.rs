@@ -1,33 +1,23 @@
-//! `outboxctl verify` and `outboxctl repair`: errands that a worker does, waited for.
+//! `outboxctl verify`: an errand that a worker does, waited for.
 
-use std::{io::IsTerminal as _, time::Duration};
-
-use clap::{Args, ValueEnum};
-use serde_json::{Value, json};
+use clap::Args;
+use serde_json::Value;
 use shared::{
     config::DatabaseArgs,
     ids::ConversationId,
-    outbox::{self, Repair},
     tasks::{self, Task, TaskStatus},
-    workers,
+    verify::FindingKind,
 };
-use sqlx::{PgConnection, PgPool};
-use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use crate::{
     Failed,
+    errand::{ended, how_it_ended, known},
     print::{clean, count, json, say, table},
     session::{self, Who, parse_reason},
 };
 
-/// How often the progress is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-
-/// After so long without a beginning, it is said that nobody begins.
-const SAY_AFTER: Duration = Duration::from_secs(10);
-
-const VERIFY_EXAMPLES: &str = "\
+const EXAMPLES: &str = "\
 A worker reads the rooms and compares: it takes a request for each hundred events. What is under way is no finding, so it
 may run at any time. Nothing is changed without --repair. What --repair does to each kind of finding is in OPERATING.md,
 under \"Comparing with Matrix\"; a message that is missing is sent again, and then stands behind what was sent since.
@@ -42,7 +32,7 @@ Examples:
   outboxctl verify --conversation 0197b1c0-… --repair --reason 'after the restore of the homeserver'";
 
 #[derive(Debug, Args)]
-#[command(after_help = VERIFY_EXAMPLES)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct VerifyArgs {
     /// Compare this conversation
     #[arg(long, value_name = "ID", required_unless_present = "all", conflicts_with = "all")]
@@ -63,59 +53,6 @@ pub(crate) struct VerifyArgs {
     who: Who,
     #[command(flatten)]
     database: DatabaseArgs,
-}
-
-const REPAIR_EXAMPLES: &str = "\
-rejoin       the service account joins the room again, if it may; the room is made whole, and its lane goes on
-reinvite     dead invitations come back, and members who are not in the room are invited
-adopt-alias  the room that stands under the conversation's alias becomes its room, whoever made it, if it is no other
-             conversation's and the service account may set its state; else the alias is freed, and another room is made
-
-Where Matrix refuses, it says what a person has to do there.
-
-Exit codes: 0 done; 1 it could not be done; 2 wrong use
-
-Examples:
-  outboxctl list --state held                 why lanes are held, and which repair there is
-  outboxctl repair --conversation 0197b1c0-… rejoin --reason 'invited it again'
-  outboxctl repair --conversation 0197b1c0-… adopt-alias --reason 'the old deployment made that room'";
-
-#[derive(Debug, Args)]
-#[command(after_help = REPAIR_EXAMPLES)]
-pub(crate) struct RepairArgs {
-    /// Which repair
-    repair: Which,
-    /// The conversation
-    #[arg(long, value_name = "ID")]
-    conversation: Uuid,
-    /// Why, for the trail
-    #[arg(long, value_parser = parse_reason)]
-    reason: String,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    who: Who,
-    #[command(flatten)]
-    database: DatabaseArgs,
-}
-
-/// A repair, as it is typed.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Which {
-    Rejoin,
-    Reinvite,
-    AdoptAlias,
-}
-
-impl From<Which> for Repair {
-    fn from(which: Which) -> Self {
-        match which {
-            Which::Rejoin => Self::Rejoin,
-            Which::Reinvite => Self::Reinvite,
-            Which::AdoptAlias => Self::AdoptAlias,
-        }
-    }
 }
 
 pub(crate) async fn verify(args: &VerifyArgs) -> Result<(), Failed> {
@@ -141,71 +78,8 @@ pub(crate) async fn verify(args: &VerifyArgs) -> Result<(), Failed> {
     if clean_all { Ok(()) } else { Err(Failed::Reported) }
 }
 
-pub(crate) async fn repair(args: &RepairArgs) -> Result<(), Failed> {
-    let by = args.who.name()?;
-    let pool = session::database(&args.database)?;
-    let conversation_id = ConversationId::from(args.conversation);
-    let mut tx = pool.begin().await?;
-    known(&mut tx, conversation_id).await?;
-    let reason = Some(args.reason.as_str());
-    let task = tasks::start_repair(&mut tx, &by, conversation_id, args.repair.into(), json!({}), reason).await?;
-    tx.commit().await?;
-    let task = ended(&pool, task).await?;
-    if args.json {
-        json(&task)?;
-    } else {
-        for finding in task.findings.as_array().into_iter().flatten() {
-            say(&clean(finding["words"].as_str().unwrap_or_default()));
-        }
-        if let Some(error) = &task.error {
-            say(&format!("it could not be done: {}", clean(error)));
-        }
-        if task.status == TaskStatus::Cancelled {
-            say("it was cancelled");
-        }
-    }
-    if task.status == TaskStatus::Done { Ok(()) } else { Err(Failed::Reported) }
-}
-
-async fn known(conn: &mut PgConnection, conversation_id: ConversationId) -> Result<(), Failed> {
-    if outbox::is_conversation(conn, conversation_id).await? {
-        return Ok(());
-    }
-    Err(Failed::Other(anyhow::anyhow!("there is no conversation {conversation_id}")))
-}
-
-/// Waits until a task has ended, and shows how far it is.
-async fn ended(pool: &PgPool, mut task: Task) -> Result<Task, Failed> {
-    let progress = std::io::stderr().is_terminal();
-    let begun = Instant::now();
-    let works = |worker: &workers::WorkerSeen| worker.circuit != "disabled";
-    let mut said = false;
-    if task.status == TaskStatus::Running && !workers::seen(&mut *pool.acquire().await?).await?.iter().any(works) {
-        eprintln!("no worker runs with MATRIX_ENABLED=true: task {} waits for one", task.task_id);
-        said = true;
-    }
-    while task.status == TaskStatus::Running {
-        sleep(LOOK_EVERY).await;
-        let task_id = task.task_id;
-        task = tasks::task(&mut *pool.acquire().await?, task_id)
-            .await?
-            .ok_or_else(|| anyhow::anyhow!("the task {task_id} is gone"))?;
-        if progress && task.expected > 1 {
-            eprint!("\r{} of {} conversations", task.done + task.refused, task.expected);
-        }
-        if !said && task.done + task.refused == 0 && begun.elapsed() >= SAY_AFTER {
-            eprintln!("no worker has got anywhere with task {task_id} yet: does one run, with MATRIX_ENABLED=true?");
-            said = true;
-        }
-    }
-    if progress && task.expected > 1 {
-        eprintln!();
-    }
-    Ok(task)
-}
-
 fn in_words(task: &Task) -> String {
-    let counts = task.counted();
+    let mut counts = task.counted();
     let findings: Vec<&Value> = task.findings.as_array().into_iter().flatten().collect();
     let text = |finding: &Value, key: &str| clean(finding[key].as_str().unwrap_or("-"));
     let rows: Vec<[String; 6]> = findings
@@ -234,16 +108,15 @@ fn in_words(task: &Task) -> String {
     if all > rows.len() as u64 {
         lines.push(format!("and {} more", all - rows.len() as u64));
     }
+    // Found or refused: what could not be read is told once.
+    let unread = counts.remove(FindingKind::Unreadable.as_str()).unwrap_or(0);
+    let read = u64::try_from(task.done + task.refused).unwrap_or(0).saturating_sub(unread);
     let by_kind: Vec<String> = counts.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
     let differs = if by_kind.is_empty() { "nothing differs".to_owned() } else { by_kind.join(", ") };
-    lines.push(format!("{} compared: {differs}", count(task.done, "conversation")));
-    if task.refused > 0 {
-        lines.push(format!("{} could not be compared", count(task.refused, "conversation")));
+    lines.push(format!("{} compared: {differs}", count(read, "conversation")));
+    if unread > 0 {
+        lines.push(format!("{} could not be compared", count(unread, "conversation")));
     }
-    match task.status {
-        TaskStatus::Cancelled => lines.push("it was cancelled before it was through".to_owned()),
-        TaskStatus::Failed => lines.push(format!("it failed: {}", clean(task.error.as_deref().unwrap_or_default()))),
-        TaskStatus::Running | TaskStatus::Done => {}
-    }
+    lines.extend(how_it_ended(task));
     lines.join("\n")
 }

@@ -2,7 +2,8 @@
 
 use std::{
     io::{BufRead as _, BufReader},
-    process::{Command, Stdio},
+    os::unix::process::ExitStatusExt as _,
+    process::{Child, Command, Stdio},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -98,7 +99,55 @@ async fn a_filter_that_finds_nothing_or_was_not_looked_at_before_brings_nothing_
     assert_eq!(all["back"], 1);
 }
 
+/// `outboxctl` as a requeue of what [`OF_CODE`] chooses, as of a dry run.
+fn requeueing(scene: &Scene, as_of: &str) -> Command {
+    let mut command = Command::new(program_path("outboxctl"));
+    command.args(OF_CODE).args(["--as-of", as_of]).env_clear();
+    command.env("DATABASE_URL", &scene.database.url).env("USER", "ada");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
 /// Ctrl-C in a terminal is a signal to the command.
+fn interrupt(child: &Child) {
+    kill_process(Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap(), Signal::INT).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_requeue_that_is_interrupted_while_it_counts_has_begun_nothing() {
+    let fake = FakeHomeserver::start().await;
+    let scene = Scene::new(&Home::of(&fake).await).await;
+    let mut worker = scene.worker().await;
+    let (conversation, _) = scene.begun().await;
+    scene.dead(&fake, &conversation, "dead").await;
+    worker.kill();
+    let (_, as_of) = scene.looked(&OF_CODE).await;
+    // Somebody keeps everybody from the dead letters, so that the count does not end before the signal comes.
+    let mut stranger = scene.database.pool.begin().await.unwrap();
+    sqlx::query("lock table dead_letters in access exclusive mode").execute(&mut *stranger).await.unwrap();
+    let mut child = requeueing(&scene, &as_of).spawn().unwrap();
+    eventually("it waits for the dead letters", async || {
+        let waits = "select count(*) from pg_stat_activity
+            where datname = current_database() and wait_event_type = 'Lock' and query like '%dead_letters%'";
+        (scene.database.count(waits).await == 1).then_some(())
+    })
+    .await;
+    interrupt(&child);
+    let status = tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap();
+    assert_eq!(status.signal(), Some(Signal::INT.as_raw()), "it ends at once, as any command does");
+    stranger.rollback().await.unwrap();
+    // Whatever its connection may still have done has ended.
+    eventually("its connection is gone", async || {
+        let there = "select count(*) from pg_stat_activity
+            where datname = current_database() and application_name = 'outboxctl'";
+        (scene.database.count(there).await == 0).then_some(())
+    })
+    .await;
+    assert_eq!(scene.database.count("select count(*) from operator_tasks").await, 0);
+    assert_eq!(scene.database.count("select count(*) from audit_log").await, 0);
+    assert_eq!(scene.database.count("select count(*) from dead_letters").await, 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_requeue_that_is_interrupted_goes_on_and_says_so() {
     let fake = FakeHomeserver::start().await;
@@ -113,16 +162,12 @@ async fn a_requeue_that_is_interrupted_goes_on_and_says_so() {
     // Somebody has the conversation, so that no step is taken before the signal comes.
     let mut stranger = scene.database.pool.begin().await.unwrap();
     sqlx::query("select 1 from conversations for no key update").execute(&mut *stranger).await.unwrap();
-    let mut command = Command::new(program_path("outboxctl"));
-    command.args(OF_CODE).args(["--as-of", &as_of]).env_clear();
-    command.env("DATABASE_URL", &scene.database.url).env("USER", "ada");
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = requeueing(&scene, &as_of).spawn().unwrap();
     let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
     let (child, said) = tokio::task::spawn_blocking(move || {
         let first = said.next().unwrap().unwrap();
         assert!(first.contains("3 operations to bring back"), "{first}");
-        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-        kill_process(pid, Signal::INT).unwrap();
+        interrupt(&child);
         let rest: Vec<String> = said.map(|line| line.unwrap()).collect();
         (child.wait().unwrap(), rest.join("\n"))
     })

@@ -141,6 +141,12 @@ async fn wrong_use_is_told_apart_from_failure_and_changes_nothing() {
         vec!["timeline"],
         vec!["tasks", "--reason", "why"],
         vec!["tasks", &somebody, "--cancel", &somebody],
+        vec!["repair", "rejoin", "--reason", "why"],
+        vec!["repair", "rejoin", "--all"],
+        vec!["repair", "rejoin", "--all", "--conversation", &somebody, "--reason", "why"],
+        vec!["repair", "rejoin", "--conversation", &somebody, "--dry-run"],
+        vec!["repair", "rejoin", "--all", "--errcode", "M_FORBIDDEN", "--reason", "why"],
+        vec!["repair", "reinvite", "--conversation", &somebody, "--errcode", "M_FORBIDDEN", "--reason", "why"],
         vec!["completion"],
         vec!["pause", "--all", "--reason", "why", "--as", ""],
     ] {
