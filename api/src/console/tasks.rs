@@ -8,7 +8,7 @@ use serde_json::Value;
 use shared::{
     audit::{self, AuditFilter},
     ids::TaskId,
-    tasks::{self as shared_tasks, Task, TaskStatus},
+    tasks::{self as shared_tasks, Task, TaskKind, TaskStatus},
 };
 use uuid::Uuid;
 
@@ -174,7 +174,12 @@ fn facts(task: &Task) -> Markup {
 fn findings(task: &Task) -> Markup {
     let findings = task.findings.as_array().cloned().unwrap_or_default();
     let heads = &["What", "In words", "On", "More"];
-    let mut table = Table::new("findings", "Findings", heads).or("Nothing was found.");
+    let caption = match task.kind {
+        TaskKind::Verify => "What was found",
+        TaskKind::Requeue | TaskKind::Repair => "What could not be done",
+    };
+    let nothing = if task.status == TaskStatus::Running { "Nothing so far." } else { "Nothing." };
+    let mut table = Table::new("findings", caption, heads).or(nothing);
     for (n, finding) in findings.iter().take(FINDINGS).enumerate() {
         table.row(n, finding_cells(finding));
     }

@@ -19,6 +19,10 @@ export class NovaUser {
         return (await this.request("POST", "/conversations", { members: [other.id], name })).id;
     }
 
+    async invite(conversationId, userId) {
+        await this.request("PUT", `/conversations/${conversationId}/members/${userId}`);
+    }
+
     async say(conversationId, plaintext) {
         return (await this.request("POST", "/messages", { conversation_id: conversationId, plaintext })).id;
     }

@@ -4,6 +4,7 @@ import http from "node:http";
 
 export class RefusingProxy {
     #refusals = [];
+    #uninvited = [];
 
     constructor(target) {
         this.target = new URL(target);
@@ -14,6 +15,11 @@ export class RefusingProxy {
         for (let n = 0; n < times; n += 1) this.#refusals.push(errcode);
     }
 
+    /** The next invitation is refused with this code, as by a rule of the homeserver's. */
+    refuseInvitation(errcode) {
+        this.#uninvited.push(errcode);
+    }
+
     async listen(port) {
         this.server = http.createServer((request, response) => this.#carry(request, response));
         await new Promise((resolve, reject) => {
@@ -22,10 +28,12 @@ export class RefusingProxy {
     }
 
     #carry(request, response) {
-        if (this.#refusals.length > 0 && request.method === "PUT" && request.url.includes("/send/m.room.message/")) {
-            request.resume();
-            response.writeHead(400, { "Content-Type": "application/json" });
-            response.end(JSON.stringify({ errcode: this.#refusals.shift(), error: "refused by the test" }));
+        if (request.method === "PUT" && request.url.includes("/send/m.room.message/") && this.#refusals.length > 0) {
+            refuse(request, response, 400, this.#refusals.shift());
+            return;
+        }
+        if (request.method === "POST" && request.url.endsWith("/invite") && this.#uninvited.length > 0) {
+            refuse(request, response, 403, this.#uninvited.shift());
             return;
         }
         const { hostname, port } = this.target;
@@ -38,4 +46,10 @@ export class RefusingProxy {
         response.on("close", () => onward.destroy());
         request.pipe(onward);
     }
+}
+
+function refuse(request, response, status, errcode) {
+    request.resume();
+    response.writeHead(status, { "Content-Type": "application/json" });
+    response.end(JSON.stringify({ errcode, error: "refused by the test" }));
 }

@@ -6,6 +6,7 @@ import { CANARY, NARROW } from "./desk.mjs";
 const REFUSED = "M_BAD_JSON";
 const WHY_BACK = "the homeserver takes it again";
 const WHY_PAUSED = "moving the homeserver";
+const WHY_REPAIRED = "their server lets us in again";
 
 /** Every page that one comes to from the menu. */
 const MENU = ["Overview", "Dead letters", "Operations", "Pauses", "Tasks", "Audit", "Help"];
@@ -19,6 +20,7 @@ export const STEPS = [
     ["a form that is not of this session changes nothing", foreignForm],
     ["a conversation is paused, and what is written meanwhile waits until it is resumed", pauseAndResume],
     ["dead letters of one cause come back at once, as the dry run said", requeueByFilter],
+    ["what was refused in several rooms is repaired in all of them with one form", repairAll],
     ["each act stands in the audit trail, with who and why", audit],
     ["the keys lead to pages, lists and the search", keys],
     ["everything works without a script", withoutScript],
@@ -171,14 +173,43 @@ async function requeueByFilter({ ada, grace, homeserver, here }) {
     await here.page.getByLabel(/^Reason/).fill("the limit was raised");
     await here.page.locator("form button.main").first().click();
     for (const message of dead) await ada.becomes(message, "delivered");
-    await until("the task is done", async () => /done/i.test(await here.text()), 30);
+    await taskIsDone(here, 3);
     await here.picture("task");
+}
+
+/** The page of a task that did all of `number`, renewed by itself. */
+async function taskIsDone(here, number) {
+    await until("the task is done", async () => /^done/.test(await here.page.locator("h1").innerText()), 30);
+    await here.shows(`${number} of ${number} done.`);
+    same("ways to act on what is over", await here.page.locator("#actions a").count(), 0);
+}
+
+/** Invitations that the homeserver refused, in two rooms. */
+async function repairAll({ ada, grace, homeserver, here, operators }) {
+    for (const name of ["Mills", "Dynamos"]) {
+        const conversation = await ada.converse(grace, name);
+        await ada.becomes(await ada.say(conversation, `${CANARY}: hello`), "delivered");
+        homeserver.refuseInvitation("M_FORBIDDEN");
+        await ada.invite(conversation, operators.stranger.id);
+    }
+    await here.go("/console/dead");
+    const group = here.page.locator("#groups tbody tr").filter({ hasText: "M_FORBIDDEN" });
+    await until("both invitations are dead", async () => /^2\b/.test((await group.allInnerTexts()).join("")), 30);
+    await group.getByRole("link", { name: "Repair…" }).click();
+    await here.shows("2 conversations have invitations that died of M_FORBIDDEN");
+    await here.picture("repair-all");
+    await here.page.getByLabel(/^Reason/).fill(WHY_REPAIRED);
+    await here.page.locator("#confirm button.main").click();
+    await taskIsDone(here, 2);
+    await here.picture("repair-task");
+    await here.go("/console/dead");
+    holds("nothing is left of it", !(await here.text()).includes("M_FORBIDDEN"));
 }
 
 async function audit({ here, operators }) {
     await here.page.getByRole("navigation").getByRole("link", { name: "Audit" }).click();
     const rows = await here.page.locator("main table tbody").innerText();
-    for (const word of [operators.operator.id.slice(0, 8), "requeue", "pause", "resume", WHY_BACK, WHY_PAUSED]) {
+    for (const word of [operators.operator.id.slice(0, 8), "requeue", "pause", "resume", "repair", WHY_BACK, WHY_PAUSED, WHY_REPAIRED]) {
         holds(`the trail has "${word}"`, rows.includes(word));
     }
     holds("it has nothing that was refused", !rows.includes("mischief"));
