@@ -4,6 +4,8 @@
 //! What a worker leaves that ends in between, the next one takes up: a conversation that was compared is a part less.
 
 use std::{
+    collections::HashMap,
+    fmt,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -22,8 +24,12 @@ use crate::{
     homeserver::{Failure, Homeserver},
     repair::{RepairError, Repairer},
     room::Rooms,
+    verdict::{Verdict, judge},
     verify::{Verifier, VerifyError},
 };
+
+/// How many conversations of a task a worker goes through before another task that is due has its turn.
+const TURN: u32 = 20;
 
 /// How often a worker looks for an errand: one look at an index that is mostly empty.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -70,23 +76,69 @@ impl Lease {
 pub(crate) struct Errands {
     worker_id: WorkerId,
     pool: PgPool,
+    homeserver: Homeserver,
     verifier: Verifier,
     repairer: Repairer,
     tries: Tries,
 }
 
-/// Which conversation of which task could not be compared or mended, and how often in a row.
+/// Which conversation of a task could not be compared or mended, and how often in a row. Tasks in trouble take turns.
 #[derive(Debug, Default)]
-struct Tries(Mutex<Option<((TaskId, ConversationId), u32)>>);
+struct Tries(Mutex<HashMap<TaskId, (ConversationId, u32)>>);
 
 impl Tries {
     /// Counts one more. With a number, that was the last: it is left, for those behind it.
     fn failed(&self, task_id: TaskId, conversation_id: ConversationId) -> Option<u32> {
         let mut tries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let this = (task_id, conversation_id);
-        let n = tries.filter(|(of, _)| *of == this).map_or(0, |(_, n)| n) + 1;
-        *tries = (n < TRIES).then_some((this, n));
+        let n = tries.remove(&task_id).filter(|(of, _)| *of == conversation_id).map_or(0, |(_, n)| n) + 1;
+        if n < TRIES {
+            tries.insert(task_id, (conversation_id, n));
+        }
         (n >= TRIES).then_some(n)
+    }
+
+    /// It got on, or is over.
+    fn forget(&self, task_id: TaskId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&task_id);
+    }
+}
+
+/// Why a conversation's part of an errand cannot be done now.
+#[derive(Debug)]
+pub(crate) struct Setback {
+    why: String,
+    /// After how long it is worth another try.
+    again_in: Duration,
+    /// Whether it may be this conversation's alone. What is everybody's passes, or is mended: it is waited for.
+    is_its_own: bool,
+}
+
+impl Setback {
+    pub(crate) const fn its_own(why: String) -> Self {
+        Self { why, again_in: AGAIN_IN, is_its_own: true }
+    }
+
+    /// None for a refusal, which another try does not change.
+    pub(crate) fn of(failure: &Failure) -> Option<Self> {
+        let (again_in, is_its_own) = match judge(failure) {
+            Verdict::RateLimited(wait) => (wait.max(AGAIN_IN), false),
+            Verdict::Account => (AGAIN_IN, false),
+            Verdict::Down | Verdict::Ambiguous | Verdict::ServerError | Verdict::NotMatrix => (AGAIN_IN, true),
+            Verdict::Room | Verdict::Own(_) | Verdict::Unknown => return None,
+        };
+        Some(Self { why: format!("homeserver: {failure}"), again_in, is_its_own })
+    }
+}
+
+impl fmt::Display for Setback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+impl From<sqlx::Error> for Setback {
+    fn from(error: sqlx::Error) -> Self {
+        Self::its_own(format!("database: {error}"))
     }
 }
 
@@ -95,7 +147,7 @@ enum Ended {
     /// It is through: with what was found, and whether it could be done.
     Through(Progress),
     /// It has to be tried again.
-    Again(String),
+    Again(Setback),
     /// It cannot be done.
     Refused(String),
     /// It is no longer ours.
@@ -104,9 +156,9 @@ enum Ended {
 
 impl Errands {
     pub(crate) fn new(worker_id: WorkerId, pool: PgPool, homeserver: Homeserver, rooms: Arc<Rooms>) -> Self {
-        let verifier = Verifier { pool: pool.clone(), homeserver };
+        let verifier = Verifier { pool: pool.clone(), homeserver: homeserver.clone() };
         let repairer = Repairer { pool: pool.clone(), rooms, verifier: verifier.clone() };
-        Self { worker_id, pool, verifier, repairer, tries: Tries::default() }
+        Self { worker_id, pool, homeserver, verifier, repairer, tries: Tries::default() }
     }
 
     /// Looks for errands and does them, one at a time.
@@ -135,7 +187,7 @@ impl Errands {
         tracing::info!(task.id = %task_id, task.kind = task.kind.as_str(), "an errand is under way");
         let renewed = Mutex::new(Instant::now());
         let lease = Lease { pool: self.pool.clone(), owner: self.worker_id, task_id, renewed };
-        loop {
+        for _ in 0..TURN {
             let part = {
                 let mut conn = self.pool.acquire().await?;
                 tasks::parts(&mut conn, task_id, 1).await?.pop()
@@ -154,6 +206,9 @@ impl Errands {
                 return Ok(true);
             }
         }
+        let mut conn = self.pool.acquire().await?;
+        tasks::give_way(&mut conn, self.worker_id, task_id).await?;
+        Ok(true)
     }
 
     /// Compares a conversation. What was found is noted with the numbers of it, in one transaction with the part's end.
@@ -172,22 +227,44 @@ impl Errands {
                 Ok(Ended::Through(Progress { done: 1, refused: 0, findings, counts: found.counts }))
             }
             Err(VerifyError::Lost) => Ok(Ended::Lost),
-            Err(VerifyError::Homeserver(failure @ (Failure::Refused(_) | Failure::NotBuilt(_))))
-                if !is_passing(&failure) =>
-            {
-                Ok(unreadable(conversation_id, &format!("it could not be compared: {failure}")))
-            }
-            Err(error) => Ok(self.again(task, conversation_id, &error.to_string())),
+            Err(VerifyError::Homeserver(failure)) => Ok(match Setback::of(&failure) {
+                Some(setback) => self.again(task, conversation_id, setback, unreadable).await,
+                None => self.unless_away(|| unreadable(conversation_id, &failure.to_string())).await,
+            }),
+            Err(VerifyError::Database(error)) => Ok(self.again(task, conversation_id, error.into(), unreadable).await),
         }
     }
 
-    /// A conversation that cannot be compared now is tried again, and after some tries left: those behind it want to be
-    /// compared too.
-    fn again(&self, task: &Task, conversation_id: ConversationId, why: &str) -> Ended {
-        match self.tries.failed(task.task_id, conversation_id) {
-            None => Ended::Again(why.to_owned()),
-            Some(n) => unreadable(conversation_id, &format!("it could not be compared, tried {n} times: {why}")),
+    /// What cannot be done now is tried again, and after some tries left: those behind it want their turn.
+    async fn again(
+        &self,
+        task: &Task,
+        conversation_id: ConversationId,
+        setback: Setback,
+        leave: impl FnOnce(ConversationId, &str) -> Ended,
+    ) -> Ended {
+        if !setback.is_its_own {
+            return Ended::Again(setback);
         }
+        if let Some(away) = self.away().await {
+            return Ended::Again(away);
+        }
+        match self.tries.failed(task.task_id, conversation_id) {
+            None => Ended::Again(setback),
+            Some(n) => leave(conversation_id, &format!("tried {n} times: {setback}")),
+        }
+    }
+
+    /// A refusal counts when it is the homeserver's, and ours to be refused: a proxy, and a token that has been revoked,
+    /// refuse everything.
+    async fn unless_away(&self, ended: impl FnOnce() -> Ended) -> Ended {
+        self.away().await.map_or_else(ended, Ended::Again)
+    }
+
+    /// Why nobody's part can be done now, if that is so.
+    async fn away(&self) -> Option<Setback> {
+        let failure = self.homeserver.whoami().await.err()?;
+        Some(Setback { why: format!("homeserver: {failure}"), again_in: AGAIN_IN, is_its_own: false })
     }
 
     /// Mends a conversation. Of a task that was asked for one, all is told, and it is tried until it is done or refused; of
@@ -195,32 +272,37 @@ impl Errands {
     async fn repair(&self, task: &Task, conversation_id: ConversationId, lease: &Lease) -> Ended {
         let of_many = task.conversation_id.is_none();
         match self.repairer.repair(task, conversation_id, lease).await {
+            Ok(mended) if of_many && mended.is_held => unmended(conversation_id, "held", &mended.words),
             Ok(_) if of_many => Ended::Through(Progress { done: 1, ..Progress::default() }),
-            Ok(words) => {
-                let findings: Vec<Value> = vec![json!({"conversation_id": conversation_id, "words": words})];
+            Ok(mended) => {
+                let findings: Vec<Value> = vec![json!({"conversation_id": conversation_id, "words": mended.words})];
                 Ended::Through(Progress { done: 1, findings, ..Progress::default() })
             }
             Err(RepairError::Lost) => Ended::Lost,
-            Err(RepairError::Refused(why)) if of_many => unmended(conversation_id, "refused", &why),
-            Err(RepairError::Refused(why)) => Ended::Refused(why),
-            Err(RepairError::NotNow(why)) if of_many => match self.tries.failed(task.task_id, conversation_id) {
-                None => Ended::Again(why),
-                Some(n) => unmended(conversation_id, "not_now", &format!("tried {n} times: {why}")),
-            },
-            Err(RepairError::NotNow(why)) => Ended::Again(why),
+            Err(RepairError::Refused(why)) if of_many => {
+                self.unless_away(|| unmended(conversation_id, "refused", &why)).await
+            }
+            Err(RepairError::Refused(why)) => self.unless_away(|| Ended::Refused(why)).await,
+            Err(RepairError::NotNow(setback)) if of_many => {
+                self.again(task, conversation_id, setback, |id, words| unmended(id, "not_now", words)).await
+            }
+            Err(RepairError::NotNow(setback)) => Ended::Again(setback),
         }
     }
 
     /// Notes how a part ended. False when the errand does not go on.
     async fn note(&self, task: &Task, conversation_id: ConversationId, ended: Ended) -> Result<bool, sqlx::Error> {
         let (owner, task_id) = (self.worker_id, task.task_id);
+        if !matches!(ended, Ended::Again(_)) {
+            self.tries.forget(task_id);
+        }
         let mut tx = self.pool.begin().await?;
         let goes_on = match ended {
             Ended::Through(progress) => tasks::note(&mut tx, owner, task_id, Some(conversation_id), &progress).await?,
-            Ended::Again(why) => {
+            Ended::Again(Setback { why, again_in, .. }) => {
                 tracing::warn!(task.id = %task_id, conversation.id = %conversation_id, error = why, "an errand is tried again");
                 let trouble = format!("conversation {conversation_id}: {why}; it is tried again");
-                tasks::hand_back(&mut tx, owner, task_id, AGAIN_IN, &trouble).await?;
+                tasks::hand_back(&mut tx, owner, task_id, again_in, &trouble).await?;
                 false
             }
             Ended::Refused(why) => {
@@ -237,11 +319,11 @@ impl Errands {
 }
 
 /// A conversation that is left without having been compared.
-fn unreadable(conversation_id: ConversationId, words: &str) -> Ended {
+fn unreadable(conversation_id: ConversationId, why: &str) -> Ended {
     let finding = json!({
         "kind": FindingKind::Unreadable,
         "conversation_id": conversation_id,
-        "words": words,
+        "words": format!("it could not be compared: {why}"),
         "repairable": false,
         "repaired": false,
     });
@@ -253,11 +335,6 @@ fn unreadable(conversation_id: ConversationId, words: &str) -> Ended {
 fn unmended(conversation_id: ConversationId, reason: &str, words: &str) -> Ended {
     let finding = json!({"reason": reason, "conversation_id": conversation_id, "words": words});
     Ended::Through(Progress { refused: 1, findings: vec![finding], ..Progress::default() })
-}
-
-/// Whether a refusal passes by itself.
-fn is_passing(failure: &Failure) -> bool {
-    matches!(failure, Failure::Refused(refusal) if refusal.status == 429 || refusal.status >= 500)
 }
 
 #[cfg(test)]
@@ -272,11 +349,27 @@ mod tests {
             assert_eq!(tries.failed(task_id, one), None);
         }
         assert_eq!(tries.failed(task_id, one), Some(TRIES));
-        assert_eq!(tries.failed(task_id, one), None, "in another task it is tried anew");
+        assert_eq!(tries.failed(task_id, one), None, "asked again, it is tried anew");
         assert_eq!(tries.failed(task_id, other), None);
         for _ in 1..TRIES {
             assert_eq!(tries.failed(task_id, one), None, "not in a row");
         }
         assert_eq!(tries.failed(task_id, one), Some(TRIES));
+        for _ in 1..TRIES {
+            assert_eq!(tries.failed(task_id, one), None);
+        }
+        tries.forget(task_id);
+        assert_eq!(tries.failed(task_id, one), None, "it got on in between");
+    }
+
+    #[test]
+    fn tasks_that_take_turns_each_leave_what_cannot_be_done() {
+        let tries = Tries::default();
+        let tasks = [TaskId::generate(), TaskId::generate()];
+        let conversation_id = ConversationId::generate();
+        for _ in 1..TRIES {
+            assert_eq!(tasks.map(|task_id| tries.failed(task_id, conversation_id)), [None; 2]);
+        }
+        assert_eq!(tasks.map(|task_id| tries.failed(task_id, conversation_id)), [Some(TRIES); 2]);
     }
 }

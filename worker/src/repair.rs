@@ -8,14 +8,14 @@ use serde_json::json;
 use shared::{
     audit::Verb,
     ids::{ConversationId, RoomId},
-    outbox::{self, HOLD_ALIAS_NOT_OURS, Repair},
+    outbox::{self, HOLD_ALIAS_NOT_OURS, HOLD_ALIAS_SHUT, Repair},
     tasks::{self, Task},
     verify as compared,
 };
 use sqlx::PgPool;
 
 use crate::{
-    errands::Lease,
+    errands::{Lease, Setback},
     homeserver::Failure,
     room::{Aliased, RoomError, RoomStep, Rooms},
     verify::{Verifier, VerifyError},
@@ -25,7 +25,7 @@ use crate::{
 const OF_THE_ROOM: [(&str, &str); 5] = [
     ("the service account is ", "then resume the lane"),
     ("the room was replaced ", ""),
-    ("the room under the alias ", "then resume the lane"),
+    (HOLD_ALIAS_SHUT, ""),
     ("the alias #nova-conv-", HOLD_ALIAS_NOT_OURS),
     ("the homeserver forbids it in this room", ""),
 ];
@@ -38,7 +38,7 @@ pub(crate) enum RepairError {
     Refused(String),
     /// Not now: it is tried again.
     #[error("{0}")]
-    NotNow(String),
+    NotNow(Setback),
     /// The task is no longer ours.
     #[error("the task was taken over or cancelled")]
     Lost,
@@ -46,7 +46,7 @@ pub(crate) enum RepairError {
 
 impl From<sqlx::Error> for RepairError {
     fn from(error: sqlx::Error) -> Self {
-        Self::NotNow(format!("database: {error}"))
+        Self::NotNow(error.into())
     }
 }
 
@@ -56,18 +56,17 @@ impl From<RoomError> for RepairError {
             RoomError::Homeserver(failure) => failure.into(),
             RoomError::NotOurs(_) => Self::Refused(format!("{error}: repair it with adopt-alias")),
             RoomError::Shut(_) | RoomError::Gone => Self::Refused(error.to_string()),
-            RoomError::NotYet | RoomError::Late | RoomError::Database(_) => Self::NotNow(error.to_string()),
+            RoomError::Database(error) => error.into(),
+            RoomError::NotYet | RoomError::Late => Self::NotNow(Setback::its_own(error.to_string())),
         }
     }
 }
 
 impl From<Failure> for RepairError {
     fn from(failure: Failure) -> Self {
-        match &failure {
-            Failure::Refused(refusal) if refusal.status < 500 && refusal.status != 429 => {
-                Self::Refused(format!("the homeserver refuses it: {failure}"))
-            }
-            _ => Self::NotNow(format!("homeserver: {failure}")),
+        match Setback::of(&failure) {
+            Some(setback) => Self::NotNow(setback),
+            None => Self::Refused(format!("the homeserver refuses it: {failure}")),
         }
     }
 }
@@ -80,6 +79,15 @@ impl From<VerifyError> for RepairError {
             VerifyError::Lost => Self::Lost,
         }
     }
+}
+
+/// What a repair did.
+#[derive(Debug)]
+pub(crate) struct Mended {
+    /// In words.
+    pub(crate) words: String,
+    /// Whether a lane of the conversation is held still, for something else.
+    pub(crate) is_held: bool,
 }
 
 /// Repairs conversations.
@@ -97,7 +105,7 @@ impl Repairer {
         task: &Task,
         conversation_id: ConversationId,
         lease: &Lease,
-    ) -> Result<String, RepairError> {
+    ) -> Result<Mended, RepairError> {
         let repair: Repair = serde_json::from_value(task.arguments["repair"].clone())
             .map_err(|_| RepairError::Refused("this release does not know that repair".to_owned()))?;
         if !lease.go_on().await? {
@@ -110,12 +118,12 @@ impl Repairer {
         }
     }
 
-    async fn rejoin(&self, task: &Task, conversation_id: ConversationId) -> Result<String, RepairError> {
+    async fn rejoin(&self, task: &Task, conversation_id: ConversationId) -> Result<Mended, RepairError> {
         let step = RoomStep { conversation_id, may_ask: &|| true };
         let (room_id, anew) = self.rooms.rejoin(&step).await?;
-        let resumed = self.resume(task, conversation_id, Repair::Rejoin, Some(&room_id)).await?;
+        let lanes = self.resume(task, conversation_id, Repair::Rejoin, Some(&room_id)).await?;
         let joined = if anew { "joined the room again" } else { "the service account is in the room" };
-        Ok(format!("{joined}, and it is whole; {}", goes_on(resumed)))
+        Ok(lanes.mended(&format!("{joined}, and it is whole")))
     }
 
     async fn reinvite(
@@ -123,7 +131,7 @@ impl Repairer {
         task: &Task,
         conversation_id: ConversationId,
         lease: &Lease,
-    ) -> Result<String, RepairError> {
+    ) -> Result<Mended, RepairError> {
         let room_id = self.rooms.find(conversation_id).await?;
         let room_id = room_id.ok_or_else(|| {
             RepairError::Refused("there is no room yet: all members are invited when it is made".to_owned())
@@ -131,8 +139,11 @@ impl Repairer {
         let absent = self.verifier.absent(conversation_id, &room_id, lease).await?.ok_or_else(|| {
             RepairError::Refused("the service account is not in the room: repair that first (rejoin)".to_owned())
         })?;
+        // Of one code, whoever is absent for another reason is left alone.
+        let errcode = task.arguments["errcode"].as_str();
+        let absent = if errcode.is_some() { Vec::new() } else { absent };
         let mut tx = self.pool.begin().await?;
-        let done = compared::reinvite(&mut tx, task, conversation_id, &absent).await?;
+        let done = compared::reinvite(&mut tx, task, conversation_id, errcode, &absent).await?;
         tx.commit().await?;
         let back =
             if done.back == 1 { "1 dead invitation".to_owned() } else { format!("{} dead invitations", done.back) };
@@ -140,44 +151,68 @@ impl Repairer {
             1 => "1 member who was not in the room is invited".to_owned(),
             n => format!("{n} members who were not in the room are invited"),
         };
-        Ok(format!("{back} came back, {invited}; what becomes of that is shown with the conversation"))
+        let words = format!("{back} came back, {invited}; what becomes of that is shown with the conversation");
+        Ok(Mended { words, is_held: false })
     }
 
-    async fn adopt_alias(&self, task: &Task, conversation_id: ConversationId) -> Result<String, RepairError> {
+    async fn adopt_alias(&self, task: &Task, conversation_id: ConversationId) -> Result<Mended, RepairError> {
         let step = RoomStep { conversation_id, may_ask: &|| true };
         let aliased = self.rooms.adopt_alias(&step).await?;
         let room_id = if let Aliased::Adopted(room_id) = &aliased { Some(room_id) } else { None };
-        let resumed = self.resume(task, conversation_id, Repair::AdoptAlias, room_id).await?;
+        let lanes = self.resume(task, conversation_id, Repair::AdoptAlias, room_id).await?;
         let did = match &aliased {
             Aliased::Adopted(room_id) => format!("the room {room_id} is the conversation's now, marked and whole"),
             Aliased::Freed => "the alias was taken from a room that cannot be had: another room is made".to_owned(),
             Aliased::Free => "the alias belongs to no room: one is made, or goes on, without it".to_owned(),
         };
-        Ok(format!("{did}; {}", goes_on(resumed)))
+        Ok(lanes.mended(&did))
     }
 
-    /// Lets the lanes go on that are held for the room's sake, and writes the repair into the trail.
+    /// Lets the lanes go on that are held for the room's sake alone, and writes the repair into the trail.
     async fn resume(
         &self,
         task: &Task,
         conversation_id: ConversationId,
         repair: Repair,
         room_id: Option<&RoomId>,
-    ) -> Result<bool, RepairError> {
+    ) -> Result<Lanes, RepairError> {
+        let of_the_room =
+            |said: &str| OF_THE_ROOM.iter().any(|(begins, ends)| said.starts_with(begins) && said.ends_with(ends));
         let mut tx = self.pool.begin().await?;
-        let mut resumed = false;
+        let mut lanes = Lanes::default();
         for (lane_id, hold) in outbox::holds_of(&mut tx, conversation_id).await? {
-            if OF_THE_ROOM.iter().any(|(begins, ends)| hold.starts_with(begins) && hold.ends_with(ends)) {
-                resumed |= outbox::release_hold(&mut tx, conversation_id, lane_id, &hold).await?;
+            let (mended, left): (Vec<&str>, Vec<&str>) =
+                outbox::said_in_hold(&hold).partition(|said| of_the_room(said));
+            let left = (!left.is_empty()).then(|| left.join("; and: "));
+            if !mended.is_empty() {
+                outbox::lift_hold(&mut tx, conversation_id, lane_id, &hold, left.as_deref()).await?;
+                lanes.resumed |= left.is_none();
             }
+            lanes.held = left.or(lanes.held);
         }
-        let arguments = json!({"repair": repair.as_str(), "room_id": room_id, "resumed": resumed});
+        let arguments = json!({"repair": repair.as_str(), "room_id": room_id, "resumed": lanes.resumed});
         tasks::record_step(&mut tx, task, Verb::Repair, Some(conversation_id), arguments, 1).await?;
         tx.commit().await?;
-        Ok(resumed)
+        Ok(lanes)
     }
 }
 
-const fn goes_on(resumed: bool) -> &'static str {
-    if resumed { "its lane goes on" } else { "its lane was not held for that" }
+/// What became of the lanes of a room.
+#[derive(Debug, Default)]
+struct Lanes {
+    /// Whether one goes on.
+    resumed: bool,
+    /// What holds one still.
+    held: Option<String>,
+}
+
+impl Lanes {
+    fn mended(self, did: &str) -> Mended {
+        let lane = match &self.held {
+            Some(why) => format!("its lane is held still: {why}"),
+            None if self.resumed => "its lane goes on".to_owned(),
+            None => "its lane was not held for that".to_owned(),
+        };
+        Mended { words: format!("{did}; {lane}"), is_held: self.held.is_some() }
+    }
 }

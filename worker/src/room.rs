@@ -13,7 +13,9 @@ use shared::{
     failpoint::{Point, reach},
     ids::{ConversationId, MatrixUserId, RoomId, UserId},
     metric,
-    outbox::{HOLD_ALIAS_NOT_OURS, HOLD_NEVER_IN_ROOM, HOLD_NOT_IN_REPLACEMENT, HOLD_NOT_IN_ROOM, Kind},
+    outbox::{
+        HOLD_ALIAS_NOT_OURS, HOLD_ALIAS_SHUT, HOLD_NEVER_IN_ROOM, HOLD_NOT_IN_REPLACEMENT, HOLD_NOT_IN_ROOM, Kind,
+    },
 };
 use sqlx::PgPool;
 use tokio::sync::Semaphore;
@@ -345,10 +347,7 @@ impl Rooms {
             match self.adopt(step, &alias, room_id, plan).await {
                 Err(RoomError::NotYet) if self.is_out_of_patience(conversation_id).await => {
                     if !self.abandon(&alias).await? {
-                        return Err(RoomError::Shut(
-                            "the room under the alias is not open to us, nor the alias ours to take: free the alias, \
-                             then resume the lane",
-                        ));
+                        return Err(RoomError::Shut(HOLD_ALIAS_SHUT));
                     }
                 }
                 ended => return ended,

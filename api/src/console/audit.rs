@@ -87,7 +87,8 @@ fn on(entry: &Entry) -> Markup {
     let scope = html::text(&entry.scope);
     let task = entry.task_id.map(|id| html::link(&format!("/console/tasks/{id}"), &html::id(id)));
     match (entry.conversation_id, task) {
-        (_, Some(task)) => Markup(format!("{scope} {task}")),
+        (Some(id), Some(task)) => Markup(format!("conversation {}, task {task}", lists::conversation_link(id))),
+        (None, Some(task)) => Markup(format!("{scope} {task}")),
         (Some(id), None) if entry.scope == "conversation" => {
             Markup(format!("{scope} {}", lists::conversation_link(id)))
         }

@@ -146,7 +146,11 @@ pub(super) async fn ask_all(
     let (noun, have) = if one { ("conversation", "has") } else { ("conversations", "have") };
     let mut page = Confirm::new(&session, "operations", format!("{}, all of them", label(repair)))
         .says(format!("{conversations} {noun} {have} {suffer}."))
-        .says(in_words(repair))
+        .says(if of.errcode.is_some() {
+            "These invitations come back to their place, if the user is still a member; what died of something else stays."
+        } else {
+            in_words(repair)
+        })
         .says(
             "It becomes a task, of the conversations that need it when it begins; its page says which could not be \
              repaired, and why.",

@@ -176,6 +176,7 @@ fn findings(task: &Task) -> Markup {
     let heads = &["What", "In words", "On", "More"];
     let caption = match task.kind {
         TaskKind::Verify => "What was found",
+        TaskKind::Repair if task.conversation_id.is_some() => "What was done",
         TaskKind::Requeue | TaskKind::Repair => "What could not be done",
     };
     let nothing = if task.status == TaskStatus::Running { "Nothing so far." } else { "Nothing." };

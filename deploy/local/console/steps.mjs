@@ -201,6 +201,7 @@ async function repairAll({ ada, grace, homeserver, here, operators }) {
     await here.page.getByLabel(/^Reason/).fill(WHY_REPAIRED);
     await here.page.locator("#confirm button.main").click();
     await taskIsDone(here, 2);
+    same("rooms that it acted in", await here.page.locator("#audit tbody a[href^='/console/conversations/']").count(), 2);
     await here.picture("repair-task");
     await here.go("/console/dead");
     holds("nothing is left of it", !(await here.text()).includes("M_FORBIDDEN"));

@@ -102,8 +102,8 @@ pub use park::{
     requeue_all,
 };
 pub use pause::{
-    COUNTED_LANES, GoingOn, HeldBatch, hold, holds_of, lanes_due, pause, pause_lanes, release_hold, resume,
-    resume_held, resume_lanes, unpause,
+    COUNTED_LANES, GoingOn, HeldBatch, hold, holds_of, lanes_due, lift_hold, pause, pause_lanes, resume, resume_held,
+    resume_lanes, unpause,
 };
 pub use related::{Previous, ReactionToSend, Related};
 pub use renew::renew;
@@ -117,8 +117,8 @@ pub use targets::{Targets, Wanted, resolve};
 pub use timeline::{Moment, MomentKind, Timeline, conversation_timeline, operation_timeline};
 pub use view::{AttemptView, Delivery, Explanation, explain};
 pub use words::{
-    HOLD_ALIAS_NOT_OURS, HOLD_NEVER_IN_ROOM, HOLD_NOT_IN_REPLACEMENT, HOLD_NOT_IN_ROOM, Repair, cause_in_words, hint,
-    left_undone, repair, repair_of_hold,
+    HOLD_ALIAS_NOT_OURS, HOLD_ALIAS_SHUT, HOLD_NEVER_IN_ROOM, HOLD_NOT_IN_REPLACEMENT, HOLD_NOT_IN_ROOM, Repair,
+    cause_in_words, hint, left_undone, repair, repair_of_hold, said_in_hold,
 };
 
 use words::PARENT_DEAD_HINT;

@@ -59,28 +59,31 @@ pub async fn holds_of(
     Ok(rows.into_iter().map(|row| (row.lane_id, row.hold)).collect())
 }
 
-/// Ends a hold that says just this, and nothing else: a pause until a time stays. False when the lane is not held for it.
-pub async fn release_hold(
+/// Takes from a hold that says just this what does not hold the lane any more, and ends it when nothing is `left`: a pause
+/// until a time stays. False when the lane is not held for it.
+pub async fn lift_hold(
     conn: &mut PgConnection,
     conversation_id: ConversationId,
     lane_id: LaneId,
     hold: &str,
+    left: Option<&str>,
 ) -> Result<bool, sqlx::Error> {
     lock_lane(conn, conversation_id, lane_id).await?;
-    let released = sqlx::query!(
+    let lifted = sqlx::query!(
         r#"
         update lanes
-        set hold = null,
-            due_at = outbox_due(conversation_id, lane_id, outbox_now(), null, paused_until)
+        set hold = $4,
+            due_at = outbox_due(conversation_id, lane_id, outbox_now(), $4, paused_until)
         where conversation_id = $1 and lane_id = $2 and hold = $3
         "#,
         conversation_id.as_uuid(),
         lane_id.as_uuid(),
         hold,
+        left,
     )
     .execute(conn)
     .await?;
-    Ok(released.rows_affected() == 1)
+    Ok(lifted.rows_affected() == 1)
 }
 
 /// Resumes a held or paused lane. False when it is neither.

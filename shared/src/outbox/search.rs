@@ -74,6 +74,14 @@ pub struct DeadFilter {
     pub until: Option<OffsetDateTime>,
 }
 
+/// The longest that a word of a filter may be, in characters.
+const LONGEST_WORD: usize = 200;
+
+/// Whether a filter may look for it.
+pub(super) fn is_word(text: &str) -> bool {
+    text.chars().count() <= LONGEST_WORD && !text.chars().any(char::is_control)
+}
+
 impl DeadFilter {
     /// Whether it leaves nothing out.
     pub fn is_empty(&self) -> bool {
@@ -82,6 +90,16 @@ impl DeadFilter {
 
     /// What is wrong with it, for whoever asked; none when it makes sense.
     pub fn problem(&self) -> Option<&'static str> {
+        for (word, problem) in [
+            (&self.kind, "kind: must be at most 200 characters on one line"),
+            (&self.cause, "cause: must be at most 200 characters on one line"),
+            (&self.errcode, "errcode: must be at most 200 characters on one line"),
+            (&self.text, "text: must be at most 200 characters on one line"),
+        ] {
+            if word.as_ref().is_some_and(|word| !is_word(word)) {
+                return Some(problem);
+            }
+        }
         let short = |text: &String| text.trim().chars().count() < SHORTEST_TEXT;
         if self.text.as_ref().is_some_and(short) {
             return Some("text: must have at least three characters");

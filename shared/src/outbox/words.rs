@@ -19,6 +19,10 @@ pub const HOLD_NOT_IN_REPLACEMENT: &str =
 /// The end of what a hold says when somebody else's room has the conversation's alias.
 pub const HOLD_ALIAS_NOT_OURS: &str = "belongs to a room that is not ours";
 
+/// Why a lane is held: a room that nobody lets us into has the conversation's alias, and nobody lets us free that.
+pub const HOLD_ALIAS_SHUT: &str = "the room under the alias is not open to us, nor the alias ours to take: free the alias, \
+     then resume the lane";
+
 /// What this program can do on Matrix about what a conversation suffers from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -48,13 +52,18 @@ impl Repair {
 /// What holds say that a rejoin mends.
 const HOLDS_OUTSIDE: [&str; 3] = [HOLD_NEVER_IN_ROOM, HOLD_NOT_IN_ROOM, HOLD_NOT_IN_REPLACEMENT];
 
-/// What holds say that are for this repair, one of it at least; and what none of them says.
-pub(super) const fn holds_of(repair: Repair) -> (&'static [&'static str], &'static [&'static str]) {
+/// What the holds say that this repair mends, one of it at least; and what none of them says.
+pub(super) const fn said_in_holds(repair: Repair) -> (&'static [&'static str], &'static [&'static str]) {
     match repair {
         Repair::Rejoin => (&HOLDS_OUTSIDE, &[]),
-        Repair::AdoptAlias => (&[HOLD_ALIAS_NOT_OURS], &HOLDS_OUTSIDE),
+        Repair::AdoptAlias => (&[HOLD_ALIAS_NOT_OURS, HOLD_ALIAS_SHUT], &HOLDS_OUTSIDE),
         Repair::Reinvite => (&[], &[]),
     }
+}
+
+/// What a hold tells of, each by itself: a worker adds to what holds a lane, and so does an operator.
+pub fn said_in_hold(hold: &str) -> impl Iterator<Item = &str> {
+    hold.split("; held before: ").flat_map(|said| said.split("; and: "))
 }
 
 /// The repair for what holds a lane, if there is one. A hold may tell of several things: that the service account is
@@ -62,7 +71,7 @@ pub(super) const fn holds_of(repair: Repair) -> (&'static [&'static str], &'stat
 pub fn repair_of_hold(hold: &str) -> Option<Repair> {
     let says_one_of = |words: &[&str]| words.iter().any(|words| hold.contains(words));
     Repair::ALL.into_iter().find(|&repair| {
-        let (says, but_not) = holds_of(repair);
+        let (says, but_not) = said_in_holds(repair);
         says_one_of(says) && !says_one_of(but_not)
     })
 }
@@ -189,6 +198,7 @@ mod tests {
             (HOLD_NOT_IN_ROOM, Some(Repair::Rejoin)),
             (HOLD_NOT_IN_REPLACEMENT, Some(Repair::Rejoin)),
             ("the alias #nova-conv-1:nova.test belongs to a room that is not ours", Some(Repair::AdoptAlias)),
+            (HOLD_ALIAS_SHUT, Some(Repair::AdoptAlias)),
             ("the homeserver forbids it in this room", None),
             ("an operator's wish", None),
         ] {

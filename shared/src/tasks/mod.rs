@@ -335,7 +335,9 @@ async fn begin_repair(
     .execute(&mut *conn)
     .await?;
     let task = expect(conn, task_id).await?;
-    record(conn, &task, Verb::Repair, scope(conversation_id), conversation_id, arguments, 0).await?;
+    let mut asked = arguments;
+    asked["expected"] = json!(task.expected);
+    record(conn, &task, Verb::Repair, scope(conversation_id), conversation_id, asked, 0).await?;
     Ok(task)
 }
 
@@ -389,7 +391,8 @@ pub async fn cancel(
     let ended = sqlx::query!(
         r#"
         update operator_tasks
-        set status = 'cancelled', due_at = null, owner = null, leased_until = null, ended_at = outbox_now(), ended_by = $2
+        set status = 'cancelled', due_at = null, owner = null, leased_until = null, error = null,
+            ended_at = outbox_now(), ended_by = $2
         where task_id = $1 and status = 'running'
         returning conversation_id as "conversation_id: ConversationId", kind, done
         "#,
@@ -494,6 +497,22 @@ pub async fn hand_back(
         owner.as_uuid(),
         due_in.as_secs_f64(),
         trouble,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Gives a leased task back, to be gone on with when others that are due have had their turn.
+pub async fn give_way(conn: &mut PgConnection, owner: WorkerId, task_id: TaskId) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        r#"
+        update operator_tasks
+        set owner = null, leased_until = null, due_at = outbox_now()
+        where task_id = $1 and owner = $2 and status = 'running'
+        "#,
+        task_id.as_uuid(),
+        owner.as_uuid(),
     )
     .execute(conn)
     .await?;

@@ -204,12 +204,13 @@ pub struct Reinvited {
     pub invited: usize,
 }
 
-/// Brings the dead invitations of a conversation's members back, and invites those of `absent` who belong to it and for
-/// whom nothing is under way. In a transaction of its own, with its row in the trail.
+/// Brings the dead invitations of a conversation's members back, with a code those that died of it, and invites those of
+/// `absent` who belong to it and for whom nothing is under way. In a transaction of its own, with its row in the trail.
 pub async fn reinvite(
     conn: &mut PgConnection,
     task: &Task,
     conversation_id: ConversationId,
+    errcode: Option<&str>,
     absent: &[UserId],
 ) -> Result<Reinvited, sqlx::Error> {
     // Before what is dead is read, which nobody then changes.
@@ -221,12 +222,13 @@ pub async fn reinvite(
         select d.outbox_id as "outbox_id: OutboxId" from dead_letters d
         join conversation_members m on m.conversation_id = d.conversation_id and m.user_id = d.subject_id
             and m.removed_seq is null
-        where d.conversation_id = $1 and d.kind = 'invite'
+        where d.conversation_id = $1 and d.kind = 'invite' and ($3::text is null or d.errcode = $3)
         order by d.seq
         limit $2
         "#,
         conversation_id.as_uuid(),
         outbox::MOST_LETTERS,
+        errcode,
     )
     .fetch_all(&mut *conn)
     .await?;

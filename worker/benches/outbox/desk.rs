@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use shared::{
     ids::{ConversationId, UserId},
-    outbox::{self, COUNTED_LETTERS, DeadFilter},
+    outbox::{self, Ailment, COUNTED_LETTERS, DeadFilter, Repair},
 };
 use sqlx::PgConnection;
 
@@ -34,6 +34,8 @@ enum Ask {
     /// The page behind so many.
     PageAfter(DeadFilter, i64),
     Count(DeadFilter),
+    /// How many conversations a repair of all would mend.
+    Ailing(Ailment<'static>),
     Groups,
     Stats,
 }
@@ -138,6 +140,8 @@ fn asked(conversation_id: ConversationId, busy: UserId, quiet: UserId) -> Vec<(&
         ("count, a rare code", Ask::Count(of("M_RARE"))),
         ("count, a common text", Ask::Count(says("you may not post"))),
         ("count, a rare text", Ask::Count(says("needle"))),
+        ("count, conversations to reinvite in", Ask::Ailing(Ailment { repair: Repair::Reinvite, errcode: None })),
+        ("count, conversations to rejoin", Ask::Ailing(Ailment { repair: Repair::Rejoin, errcode: None })),
         ("groups", Ask::Groups),
         ("overview", Ask::Stats),
     ]
@@ -181,6 +185,7 @@ impl Ask {
                 outbox::dead_letters(&mut tx, filter, after, PAGE).await.unwrap().len()
             }
             Self::Count(filter) => outbox::count_dead(&mut tx, filter).await.unwrap().count as usize,
+            Self::Ailing(ailment) => outbox::count_ailing(&mut tx, *ailment).await.unwrap().count as usize,
             Self::Groups => outbox::dead_groups(&mut tx, PAGE).await.unwrap().len(),
             Self::Stats => outbox::stats(&mut tx).await.map(|stats| stats.groups.len()).unwrap(),
         };

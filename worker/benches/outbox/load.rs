@@ -218,6 +218,9 @@ pub(crate) async fn desk(database: &Database, from: usize, rows: usize) {
                     end
                 from bench_rows order by k;
             {index};
+            insert into conversation_members (conversation_id, user_id, added_seq)
+                select distinct id, user_id, 1 from bench_rows where kind = 'invite'
+                on conflict do nothing;
             drop table bench_rows;"
         ),
     )

@@ -273,6 +273,8 @@ async fn a_repair_of_all_is_counted_first_then_a_task_and_refused_by_field() {
         (json!({"repair": "rejoin", "reason": " "}), "reason"),
         (json!({"repair": "rejoin", "errcode": "M_FORBIDDEN", "reason": "why"}), "errcode"),
         (json!({"repair": "rejoin", "errcode": "M_FORBIDDEN", "dry_run": true}), "errcode"),
+        (json!({"repair": "reinvite", "errcode": "\0", "dry_run": true}), "errcode"),
+        (json!({"repair": "reinvite", "errcode": "\n", "reason": "why"}), "errcode"),
     ] {
         let answer = ask(&body).await;
         assert_eq!((answer.status, answer.code()), (422, "invalid"), "{body}: {}", answer.body);

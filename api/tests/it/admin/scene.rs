@@ -132,11 +132,11 @@ impl Scene {
         .unwrap();
     }
 
-    /// An invitation that died of a code.
+    /// An invitation of Grace that died of a code.
     pub(crate) async fn dead_invitation(&self, errcode: &str) {
         let (_, outbox_id) = self.dead(errcode).await;
-        let invites = "update dead_letters set kind = 'invite' where outbox_id = $1";
-        sqlx::query(invites).bind(outbox_id).execute(&self.database.pool).await.unwrap();
+        let invites = "update dead_letters set kind = 'invite', subject_id = $2 where outbox_id = $1";
+        sqlx::query(invites).bind(outbox_id).bind(self.grace.user_id).execute(&self.database.pool).await.unwrap();
     }
 
     /// Holds the conversation's chat, as a worker does whose room does not take our messages.

@@ -35,12 +35,19 @@ async fn held(world: &World, reason: &str) -> Lane {
     lane
 }
 
+/// Letters, and the members that they are about.
 async fn dead(lane: &Lane, kind: &str, cause: &str, errcode: Option<&str>, many: i32) {
     sqlx::query(
-        "insert into dead_letters (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, enqueued_at,
-             attempts, cause, errcode, hint, died_at)
-         select $1, $1, -n - (select count(*) from dead_letters), gen_random_uuid(), $2, gen_random_uuid(), 1, outbox_now(), 1, $3, $4, 'hint', outbox_now()
-         from generate_series(1, $5) n",
+        "with letters as (
+             insert into dead_letters (conversation_id, lane_id, seq, outbox_id, kind, subject_id, revision, enqueued_at,
+                 attempts, cause, errcode, hint, died_at)
+             select $1, $1, -n - (select count(*) from dead_letters), gen_random_uuid(), $2, gen_random_uuid(), 1,
+                 outbox_now(), 1, $3, $4, 'hint', outbox_now()
+             from generate_series(1, $5) n
+             returning conversation_id, subject_id
+         )
+         insert into conversation_members (conversation_id, user_id, added_seq)
+         select conversation_id, subject_id, 1 from letters",
     )
     .bind(lane.id.as_uuid())
     .bind(kind)
@@ -88,7 +95,11 @@ async fn who_is_invited_again_has_invitations_that_died_of_a_refusal_and_of_the_
     dead(&gone, "message", "own_fault", Some("M_FORBIDDEN"), 1).await;
     dead(&gone, "invite", "gave_up", None, 1).await;
     held(&world, HOLD_NOT_IN_ROOM).await;
-    assert_eq!(ailing(&world, of(Repair::Reinvite)).await, ids(&[&one, &other]));
+    let removed = world.lane().await;
+    dead(&removed, "invite", "own_fault", Some("M_FORBIDDEN"), 1).await;
+    let remove = "update conversation_members set removed_seq = 2 where conversation_id = $1";
+    sqlx::query(remove).bind(removed.id.as_uuid()).execute(&world.pool).await.unwrap();
+    assert_eq!(ailing(&world, of(Repair::Reinvite)).await, ids(&[&one, &other]), "nobody invites who was removed");
     for (code, expected) in [
         ("M_FORBIDDEN", vec![&one]),
         ("M_UNKNOWN", vec![&one]),
@@ -117,6 +128,17 @@ async fn a_count_looks_at_so_many_letters_and_says_when_there_are_more() {
     assert_eq!(ailing(&world, of(Repair::Reinvite)).await, ids(&[&one, &other]), "a task takes all");
 }
 
+#[test]
+fn a_code_is_short_and_on_one_line() {
+    let problem = |errcode: &str| Ailment { repair: Repair::Reinvite, errcode: Some(errcode) }.problem();
+    assert_eq!(problem("M_FORBIDDEN"), None);
+    for errcode in ["M_\0", "M_\n", &"M".repeat(201)] {
+        let filter = outbox::DeadFilter { errcode: Some(errcode.to_owned()), ..Default::default() };
+        assert_eq!(filter.problem(), problem(errcode));
+        assert!(problem(errcode).is_some_and(|problem| problem.starts_with("errcode: ")), "{errcode:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_repair_of_all_is_one_task_and_one_act_and_a_part_for_each_conversation() {
     let world = World::new().await;
@@ -131,8 +153,12 @@ async fn a_repair_of_all_is_one_task_and_one_act_and_a_part_for_each_conversatio
     assert_eq!((nothing.expected, nothing.status), (0, TaskStatus::Done));
     assert_eq!(nothing.arguments, json!({"repair": "reinvite", "errcode": "M_FORBIDDEN"}));
     tx.commit().await.unwrap();
-    let acts: Vec<(String, String, Option<String>)> =
-        sqlx::query_as("select verb, scope, reason from audit_log").fetch_all(&world.pool).await.unwrap();
-    let act = ("repair".to_owned(), "all".to_owned(), Some("why".to_owned()));
-    assert_eq!(acts, [act.clone(), act]);
+    let acts: Vec<(String, String, Option<String>, i32)> = sqlx::query_as(
+        "select verb, scope, reason, (arguments ->> 'expected')::integer from audit_log order by audit_id",
+    )
+    .fetch_all(&world.pool)
+    .await
+    .unwrap();
+    let act = |many| ("repair".to_owned(), "all".to_owned(), Some("why".to_owned()), many);
+    assert_eq!(acts, [act(2), act(0)], "the trail says of how many");
 }

@@ -249,7 +249,7 @@ async fn a_hold_is_released_only_while_it_says_just_that_and_a_pause_until_a_tim
     lane.hold().await;
     let release = async |hold: &str| {
         let mut tx = lane.world.begin().await;
-        let released = outbox::release_hold(&mut tx, lane.id, lane.lane_id(), hold).await.unwrap();
+        let released = outbox::lift_hold(&mut tx, lane.id, lane.lane_id(), hold, None).await.unwrap();
         tx.commit().await.unwrap();
         lane.sound().await;
         released
@@ -259,7 +259,13 @@ async fn a_hold_is_released_only_while_it_says_just_that_and_a_pause_until_a_tim
     let until = database::now(&mut tx).await.unwrap() + Duration::from_hours(8);
     assert_eq!(outbox::pause_lanes(&mut tx, lane.id, None, Some(until), "snooze").await.unwrap(), 1);
     tx.commit().await.unwrap();
-    assert!(release("an operator's wish").await);
+    let mut tx = lane.world.begin().await;
+    let (id, lane_id) = (lane.id, lane.lane_id());
+    assert!(outbox::lift_hold(&mut tx, id, lane_id, "an operator's wish", Some("the rest")).await.unwrap());
+    assert_eq!(outbox::holds_of(&mut tx, id).await.unwrap(), [(lane_id, "the rest".to_owned())]);
+    tx.commit().await.unwrap();
+    lane.sound().await;
+    assert!(release("the rest").await);
     assert!(lane.try_claim(&worker, 1).await.is_none(), "it is paused still");
     lane.world.advance(Duration::from_hours(9)).await;
     assert!(lane.try_claim(&worker, 1).await.is_some());

@@ -709,7 +709,9 @@ async fn a_task_that_was_handed_back_is_due_later_and_one_that_was_cancelled_nev
     assert!(leased(world, owner).await.is_some());
     assert!(tasks::note(&mut conn, owner, task.task_id, None, &Progress::default()).await.unwrap());
     assert_eq!(world.task(task.task_id).await.error, None, "until it gets on");
+    tasks::hand_back(&mut conn, owner, task.task_id, LASTS, "nobody answers").await.unwrap();
     assert!(world.cancel(task.task_id).await);
+    assert_eq!(world.task(task.task_id).await.error, None, "what is cancelled did not fail");
     assert!(!tasks::renew(&mut *world.begin().await, owner, task.task_id, LASTS).await.unwrap());
     assert!(!tasks::fail(&mut *world.begin().await, owner, task.task_id, "why").await.unwrap());
     let mut tx = world.begin().await;
@@ -717,6 +719,33 @@ async fn a_task_that_was_handed_back_is_due_later_and_one_that_was_cancelled_nev
     assert_eq!((listed.len(), listed[0].status), (1, TaskStatus::Cancelled));
     assert!(tasks::tasks(&mut tx, Some(task.task_id), 10).await.unwrap().is_empty());
     assert!(tasks::running(&mut tx, 10).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_task_that_gives_way_has_its_next_turn_after_those_that_are_due() {
+    let lane = World::with_lane().await;
+    let world = &lane.world;
+    let start = async || {
+        let mut tx = world.begin().await;
+        let task = tasks::start_repair(&mut tx, OPERATOR, lane.id, Repair::Rejoin, Some("why")).await.unwrap();
+        tx.commit().await.unwrap();
+        world.advance(Duration::from_secs(1)).await;
+        task.task_id
+    };
+    let owner = WorkerId::generate();
+    let turn = async || leased(world, owner).await.unwrap().task_id;
+    let give_way = async |task_id| {
+        world.advance(Duration::from_secs(1)).await;
+        tasks::give_way(&mut world.pool.acquire().await.unwrap(), owner, task_id).await.unwrap();
+    };
+    let (long, short) = (start().await, start().await);
+    assert_eq!(turn().await, long);
+    give_way(long).await;
+    assert_eq!(turn().await, short);
+    give_way(short).await;
+    assert_eq!(turn().await, long);
+    tasks::give_way(&mut world.pool.acquire().await.unwrap(), WorkerId::generate(), long).await.unwrap();
+    assert_eq!(turn().await, short, "nobody gives away what is another's");
 }
 
 // --- Who works -------------------------------------------------------------------------------------------------------

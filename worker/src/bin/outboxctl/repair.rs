@@ -49,7 +49,7 @@ pub(crate) struct RepairArgs {
     /// Repair all conversations that need it
     #[arg(long)]
     all: bool,
-    /// With --all, to reinvite: only where invitations died of this code
+    /// With --all, to reinvite: only the invitations that died of this code
     #[arg(long, value_name = "CODE", conflicts_with = "conversation")]
     errcode: Option<String>,
     /// With --all: say how many conversations it would be, and change nothing
@@ -111,7 +111,7 @@ async fn repair_one(args: &RepairArgs, repair: Repair, conversation_id: Conversa
             say(&format!("it could not be done: {}", clean(error)));
         }
         if task.status == TaskStatus::Cancelled {
-            say("it was cancelled");
+            say("it was cancelled before it was through");
         }
     }
     if task.status == TaskStatus::Done { Ok(()) } else { Err(Failed::Reported) }
@@ -129,6 +129,7 @@ async fn repair_all(args: &RepairArgs, of: Ailment<'_>) -> Result<(), Failed> {
     }
     let pool = session::database(&args.database)?;
     let mut tx = pool.begin().await?;
+    tasks::take_time(&mut tx).await?;
     if args.dry_run {
         let conversations = outbox::count_ailing(&mut tx, of).await?;
         if args.json {
